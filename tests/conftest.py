@@ -1,0 +1,93 @@
+"""Shapes that annotations promise are checked while the tests run (jaxtyping + beartype)."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one worker a core
+
+from jaxtyping import install_import_hook
+
+install_import_hook("offkey", "beartype.beartype")
+
+import pytest  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
+
+threadpool_limits(1)  # a plugin has loaded numpy before the line above could tell it
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real recordings that may lie beside the project; tests that need it skip without it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real recordings are not here: {SHARED} does not exist")
+    return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from or written to the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFKEY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+QUICK = ("training.epochs=1", "training.batch_size=8", "model.width=0.125")
+"""Overrides with which a network learns in a second or two; enough to see that everything fits together."""
+
+
+class Fitted(NamedTuple):
+    """A detector fitted on `small_set`, as it came from `fit` and as it lies on disk."""
+
+    detector: Any
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two simulated machines in DCASE layout, 22 + 8 clips of two seconds each; the valve hides its settings."""
+    root = tmp_path_factory.mktemp("small") / "set"
+    sets = ("seconds=2.0", "train_source=20", "train_target=2", "test_per_group=2", "supplemental=2",
+            'hidden_attributes=["valve"]')  # fmt: skip
+    options = [part for text in sets for part in ("--set", text)]
+    command = [sys.executable, "-m", "offkey", "data", "synth", str(root), "--seed", "3", *options]
+    subprocess.run([*command, "--machine", "fan", "--machine", "valve"], check=True, capture_output=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def fitted(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Fitted]:
+    """Preset name -> that system fitted on `small_set`, once a session. Nobody writes into the folder."""
+    from offkey.fitting import fit
+
+    known: dict[str, Fitted] = {}
+
+    def fit_once(system: str) -> Fitted:
+        if system not in known:
+            folder = tmp_path_factory.mktemp("fitted") / system
+            known[system] = Fitted(fit(small_set, system, out=folder, overrides=QUICK, workers=0), folder)
+        return known[system]
+
+    return fit_once
+
+
+@pytest.fixture
+def copied(fitted: Callable[[str], Fitted], tmp_path: Path) -> Callable[[str], Path]:
+    """Preset name -> a copy of that detector's folder, to be harmed or written into."""
+
+    def copy(system: str) -> Path:
+        return Path(shutil.copytree(fitted(system).folder, tmp_path / system))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def quick() -> tuple[str, ...]:
+    """Overrides of `fitted`."""
+    return QUICK
