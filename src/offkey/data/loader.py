@@ -1,0 +1,245 @@
+"""Batches of clips of any length: which clips go together, and their decoding ahead of use.
+
+Threads decode ahead (libsndfile and soxr release Python's lock). Everything random follows from the seed,
+the epoch and the place of the clip, never from which thread was quicker.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from offkey.audio.cache import ArrayCache, content_key
+from offkey.audio.io import AudioConfig, AudioError, read_clip, read_header
+from offkey.data.labels import LabelSpace
+from offkey.types import Batch, ClipMeta, Labels
+
+__all__ = ["ClipReader", "Failure", "balanced_order", "length_buckets", "load_batches"]
+
+# FLAC is among them on purpose: 10 s at 16 kHz decode in 2 ms and would take three times the space.
+_QUICK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"})
+_AHEAD = 2  # batches being decoded while one is used
+
+
+class Failure(NamedTuple):
+    """A clip that was left out of its batch, and why."""
+
+    path: Path
+    problem: str
+
+
+class ClipReader:
+    """Reads clips as `read_clip` does, and keeps what was costly to decode in `cache`.
+
+    Costly is what has to be resampled or has a lossy format; to keep the rest would fill the disk for
+    little. A cached clip comes memory-mapped and read-only. Safe to share between threads.
+    """
+
+    def __init__(self, config: AudioConfig | None = None, cache: ArrayCache | None = None) -> None:
+        self.config = config or AudioConfig()
+        self.cache = cache
+        self._costly: dict[Path, bool] = {}  # looking at a header takes half as long as decoding a FLAC
+
+    def read(self, path: Path) -> NDArray[np.float32]:
+        """(T,) float32 at the configured rate; raises `AudioError` on a clip that cannot be used."""
+        cache = self.cache
+        if cache is None:
+            return read_clip(path, self.config)
+        costly = self._costly.get(path)
+        if costly is None:
+            header = read_header(path)
+            costly = header is not None and (header[0] != self.config.rate or header[2] not in _QUICK)
+            self._costly[path] = costly
+        if not costly:
+            return read_clip(path, self.config)
+        try:
+            key = content_key(path, "waveform", self.config)
+        except OSError:
+            return read_clip(path, self.config)  # which says what is wrong with the file
+        found: NDArray[np.float32] = cache.fetch(key, lambda: read_clip(path, self.config))
+        return found
+
+
+def balanced_order(
+    domains: ArrayLike,
+    identities: ArrayLike,
+    batch_size: int,
+    target_share: float = 0.25,
+    seed: int = 0,
+    epoch: int = 0,
+) -> list[list[int]]:
+    """Batches of places for one epoch, with target clips in every batch where there are any.
+
+    `domains` (N,) holds 0 source, 1 target, -1 not known (taken for source); `identities` (N,) class numbers.
+    Every source clip comes once. Target clips are repeated evenly until about `target_share` of what is
+    drawn is target and no batch is without one; where the data has more of them than that, each comes once.
+    Identities are spread evenly over the epoch. The last batch may be smaller, but never a single clip
+    beside others (normalisation over a batch needs two): it then joins the batch before.
+
+    >>> balanced_order([0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 1, 2], batch_size=3, seed=1)
+    [[..., 5, ...], ...]
+    """
+    domain = np.asarray(domains, dtype=np.int64).reshape(-1)
+    identity = np.asarray(identities, dtype=np.int64).reshape(-1)
+    if len(domain) != len(identity):
+        raise ValueError(f"{len(domain)} domains for {len(identity)} identities")
+    if batch_size < 1 or not 0.0 <= target_share < 1.0:
+        raise ValueError(f"batch_size {batch_size} must be positive and target_share {target_share} in [0, 1)")
+    if len(domain) == 0:
+        return []
+    rng = np.random.default_rng([seed, epoch])
+    source, target = np.flatnonzero(domain != 1), np.flatnonzero(domain == 1)
+    if len(source) == 0 or len(target) == 0 or batch_size == 1:
+        drawn = _spread(np.arange(len(domain)), identity, rng)
+    else:
+        wanted = round(len(source) * target_share / (1.0 - target_share))
+        # So many that between two of them there are at most batch_size - 1 source clips.
+        draws = max(len(target), wanted, -(-len(source) // (batch_size - 1)))
+        passes = [_spread(target, identity, rng) for _ in range(-(-draws // len(target)))]
+        targets = np.concatenate(passes)[:draws]
+        sources = _spread(source, identity, rng)
+        when = np.concatenate([_even(len(sources)), _even(draws)])
+        drawn = np.concatenate([sources, targets])[np.argsort(when, kind="stable")]
+    batches = [[int(place) for place in drawn[at : at + batch_size]] for at in range(0, len(drawn), batch_size)]
+    if len(target) and len(source) and batch_size > 1 and not (domain[batches[-1]] == 1).any():
+        batches[-1].append(int(rng.choice(target)))
+    if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
+        lone = batches.pop()
+        batches[-1] += lone
+    return batches
+
+
+def _even(count: int) -> NDArray[np.float64]:
+    """`count` moments at equal distances in (0, 1)."""
+    return (np.arange(count) + 0.5) / max(count, 1)
+
+
+def _spread(places: NDArray[np.int64], identity: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random order of `places` in which the members of every identity are spread evenly."""
+    moment = np.empty(len(places))
+    for name in np.unique(identity[places]):
+        members = np.flatnonzero(identity[places] == name)
+        moment[rng.permutation(members)] = (np.arange(len(members)) + rng.random()) / len(members)
+    return places[np.argsort(moment, kind="stable")]
+
+
+def length_buckets(lengths: ArrayLike, batch_size: int) -> list[list[int]]:
+    """Batches of places, every clip once, clips of like length together, so that little padding is needed.
+
+    >>> length_buckets([5.0, 1.0, 4.0, 2.0], batch_size=2)
+    [[1, 3], [2, 0]]
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} must be positive")
+    order = np.argsort(np.asarray(lengths).reshape(-1), kind="stable")
+    return [[int(place) for place in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
+
+
+def load_batches(
+    clips: Sequence[ClipMeta],
+    order: Iterable[Sequence[int]],
+    reader: ClipReader,
+    labels: LabelSpace | None = None,
+    workers: int = 2,
+    crop_seconds: float | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    failures: list[Failure] | None = None,
+) -> Iterator[Batch]:
+    """Decode `clips` in batches by `order` (places in `clips`), `workers` threads ahead of the use.
+
+    Clips of a batch are padded with zeros at the end to the longest. With `crop_seconds` every clip becomes
+    a window of that length at a random place (a shorter clip is repeated until it fills it); the place
+    follows from (seed, epoch, place of the clip, how often it came before in this epoch).
+
+    A clip that cannot be read is left out and noted in `failures`, once; without such a list its
+    `AudioError` is raised. A batch of which nothing is left is skipped.
+    """
+    size = None if crop_seconds is None else max(1, round(crop_seconds * reader.config.rate))
+    codes = None if labels is None else [labels.encode(clip) for clip in clips]
+    heads = 0 if labels is None else len(labels.attribute_heads)
+    came: Counter[int] = Counter()
+    noted: set[int] = set()
+
+    def jobs(places: Sequence[int]) -> list[tuple[int, int]]:
+        listed = []
+        for place in places:
+            listed.append((int(place), came[int(place)]))
+            came[int(place)] += 1
+        return listed
+
+    def load(place: int, repeat: int) -> NDArray[np.float32] | AudioError:
+        try:
+            wave = reader.read(clips[place].path)
+        except AudioError as error:
+            return error
+        if size is None:
+            return wave
+        return _window(wave, size, np.random.default_rng([seed, epoch, place, repeat]))
+
+    def gather(places: Sequence[int], waves: list[Any]) -> Batch | None:
+        good: list[tuple[int, NDArray[np.float32]]] = []
+        for place, wave in zip(places, waves, strict=True):
+            if not isinstance(wave, AudioError):
+                good.append((place, wave))
+            elif failures is None:
+                raise wave
+            elif place not in noted:
+                noted.add(place)
+                failures.append(Failure(clips[place].path, wave.problem))
+        if not good:
+            return None
+        lengths = torch.tensor([len(wave) for _, wave in good])
+        waveform = np.zeros((len(good), int(lengths.max())), np.float32)
+        for row, (_, wave) in zip(waveform, good, strict=True):
+            row[: len(wave)] = wave
+        numbers = None
+        if codes is not None:
+            mine = [codes[place] for place, _ in good]
+            numbers = Labels(
+                torch.tensor([identity for identity, _, _ in mine]),
+                torch.tensor([values for _, values, _ in mine], dtype=torch.int64).reshape(len(mine), heads),
+                torch.tensor([domain for _, _, domain in mine]),
+            )
+        return Batch(torch.from_numpy(waveform), lengths, numbers, torch.tensor([place for place, _ in good]))
+
+    def decoded() -> Iterator[tuple[Sequence[int], list[Any]]]:
+        if workers <= 0:
+            for places in order:
+                yield places, [load(*job) for job in jobs(places)]
+            return
+        waiting: deque[tuple[Sequence[int], list[Future[Any]]]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            try:
+                for places in order:
+                    waiting.append((places, [pool.submit(load, *job) for job in jobs(places)]))
+                    if len(waiting) > _AHEAD:
+                        first, futures = waiting.popleft()
+                        yield first, [future.result() for future in futures]
+                while waiting:
+                    first, futures = waiting.popleft()
+                    yield first, [future.result() for future in futures]
+            finally:  # also where the consumer stops early: what has not begun is not decoded any more
+                for _, futures in waiting:
+                    for future in futures:
+                        future.cancel()
+
+    for places, waves in decoded():
+        batch = gather(places, waves)
+        if batch is not None:
+            yield batch
+
+
+def _window(wave: NDArray[np.float32], size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """`size` samples from a random place; a shorter clip is repeated until it fills them."""
+    if len(wave) < size:
+        return np.resize(wave, size)
+    start = int(rng.integers(len(wave) - size + 1))
+    return wave[start : start + size]
