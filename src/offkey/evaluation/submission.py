@@ -1,0 +1,249 @@
+"""The challenge's result files: written, read back, and joined with the truth.
+
+A folder holds, for each machine and section, `anomaly_score_<machine>_section_00_test.csv` with rows
+`file,score` and `decision_result_<machine>_section_00_test.csv` with rows `file,0|1`; no header. Read are
+also the names of 2020 (`…_id_01.csv`) and 2021 (`…_section_00_source_test.csv`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from offkey.evaluation.protocol import ScoredClip
+from offkey.types import Condition, Domain, OffkeyError
+
+__all__ = ["SubmissionError", "Truth", "read_submission", "read_truth", "truth_of_name", "write_submission"]
+
+Truth = Mapping[tuple[str, str], tuple[Domain, Condition]]
+"""(machine, file name) → domain and condition; file names repeat from machine to machine."""
+
+_FILE = re.compile(
+    r"(?P<kind>anomaly_score|decision_result)_(?P<machine>.+?)_"
+    r"(?:section_(?P<section>\d{2})|id_(?P<id>\d{2}))(?:_(?P<domain>source|target))?(?:_test)?\.csv"
+)
+_CLIP = re.compile(r"section_\d{2}_(source|target)_test_(normal|anomaly)_.*")
+_CLIP_2020 = re.compile(r"(normal|anomaly)_id_\d{2}_.*")
+
+
+class SubmissionError(OffkeyError):
+    """A result file cannot be used; the message names the file, the line and what to do."""
+
+
+def write_submission(folder: Path, scored: Sequence[ScoredClip], decisions: bool = True) -> list[Path]:
+    """Write both files of every machine and section into `folder`, rows ordered by file name; their paths.
+
+    Scores are written so that they read back exactly. Each file appears whole or not at all. Raises
+    `SubmissionError` on a score that is not finite, on a clip that is there twice, and, unless `decisions` is
+    False, on a clip without a decision; then nothing is written.
+    """
+    tables: dict[tuple[str, str], dict[str, ScoredClip]] = {}
+    for clip in scored:
+        rows = tables.setdefault((clip.machine, clip.section), {})
+        where = f"{clip.machine}/{clip.file}"
+        if clip.file in rows:
+            raise SubmissionError(f"{where} is there twice; keep one score a clip")
+        if not math.isfinite(clip.score):
+            raise SubmissionError(f"the score of {where} is {clip.score}; score the clip again")
+        if decisions and clip.is_anomalous is None:
+            raise SubmissionError(f"{where} has no decision; the challenge asks for one for every clip")
+        rows[clip.file] = clip
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for (machine, section), rows in sorted(tables.items()):
+        ordered = [rows[file] for file in sorted(rows)]
+        scores = [(clip.file, repr(float(clip.score))) for clip in ordered]
+        written.append(_write(folder / f"anomaly_score_{machine}_section_{section}_test.csv", scores))
+        if decisions:
+            alarms = [(clip.file, str(int(bool(clip.is_anomalous)))) for clip in ordered]
+            written.append(_write(folder / f"decision_result_{machine}_section_{section}_test.csv", alarms))
+    return written
+
+
+def read_submission(folder: Path, truth: Truth | None = None) -> list[ScoredClip]:
+    """The clips of a folder of result files, whoever wrote them, with what the truth says of each.
+
+    Without `truth`, domain and condition are read from the clips' names where they stand there (development
+    sets), and are unknown elsewhere. With it, the folder must hold exactly the clips of every machine that it
+    has files for. Raises `SubmissionError` on doubles, missing and foreign clips, rows that are not
+    `file,number`, NaN, decisions other than 0 and 1, and decision files whose clips differ from the score
+    file's.
+    """
+    if not folder.is_dir():
+        raise SubmissionError(f"{folder} is not a folder; give the one with the anomaly_score_….csv files")
+    scores: dict[tuple[str, str, str], Path] = {}
+    alarms: dict[tuple[str, str, str], Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = _FILE.fullmatch(path.name)
+        if match:
+            key = (match["machine"], match["section"] or match["id"], match["domain"] or "")
+            (scores if match["kind"] == "anomaly_score" else alarms)[key] = path
+    if not scores:
+        raise SubmissionError(f"{folder} holds no anomaly_score_<machine>_section_00_test.csv")
+    orphans = sorted(alarms.keys() - scores.keys())
+    if orphans:
+        raise SubmissionError(f"{alarms[orphans[0]]} has no anomaly_score file beside it; add that file")
+    clips: list[ScoredClip] = []
+    for (machine, section, domain), path in scores.items():
+        values = _rows(path)
+        decided = (
+            _decisions(alarms[machine, section, domain], path, values) if ((machine, section, domain) in alarms) else {}
+        )
+        for file, value in values.items():
+            if truth is None:
+                known = truth_of_name(file)
+            elif (machine, file) in truth:
+                known = truth[machine, file]
+            else:
+                raise SubmissionError(f"{path}: the truth knows no clip {file} of {machine}; remove its row")
+            place = Domain(domain) if domain and known[0] == Domain.UNKNOWN else known[0]
+            clips.append(ScoredClip(file, machine, section, place, known[1], value, decided.get(file)))
+    if truth is not None:
+        _complete(folder, clips, truth)
+    return clips
+
+
+def truth_of_name(file: str) -> tuple[Domain, Condition]:
+    """Domain and condition that a development clip's name tells; unknown where it tells nothing.
+
+    >>> truth_of_name("section_00_target_test_anomaly_0003_vel_4.wav")
+    (<Domain.TARGET: 'target'>, <Condition.ANOMALY: 'anomaly'>)
+    """
+    match = _CLIP.fullmatch(file)
+    if match:
+        return Domain(match[1]), Condition(match[2])
+    old = _CLIP_2020.fullmatch(file)
+    return Domain.UNKNOWN, Condition(old[1]) if old else Condition.UNKNOWN
+
+
+def read_truth(path: Path) -> dict[tuple[str, str], tuple[Domain, Condition]]:
+    """The truth of an evaluation set.
+
+    Either the organisers' folder, with `ground_truth_data/` and (since 2022) `ground_truth_domain/`, each
+    holding headerless `ground_truth_<machine>_section_00_test.csv` with rows `file,0|1`; or one CSV with the
+    columns `file,domain,label`, where `file` is `<machine>/…/name` or a column `machine` names the machine.
+    Rows of training clips do no harm. Raises `SubmissionError` where neither is found or a row cannot be
+    read.
+    """
+    if path.is_file():
+        return _truth_table(path)
+    labels = path / "ground_truth_data"
+    files = sorted((labels if labels.is_dir() else path).glob("ground_truth_*.csv"))
+    if not files:
+        tables = sorted(path.glob("truth.csv"))
+        if tables:
+            return _truth_table(tables[0])
+        raise SubmissionError(f"{path} holds neither truth.csv nor ground_truth_data/ground_truth_….csv")
+    truth: dict[tuple[str, str], tuple[Domain, Condition]] = {}
+    pattern = re.compile(r"ground_truth_(?P<machine>.+?)_section_\d{2}(?:_(?P<domain>source|target))?_test\.csv")
+    for file in files:
+        match = pattern.fullmatch(file.name)
+        if match is None:
+            raise SubmissionError(f"{file}: expected ground_truth_<machine>_section_00_test.csv")
+        beside = path / "ground_truth_domain" / file.name
+        domains = _binary(beside) if beside.is_file() else {}
+        for clip, label in _binary(file).items():
+            domain = Domain(match["domain"]) if match["domain"] else Domain.UNKNOWN
+            if clip in domains:
+                domain = Domain.TARGET if domains[clip] else Domain.SOURCE
+            truth[match["machine"], clip] = (domain, Condition.ANOMALY if label else Condition.NORMAL)
+    return truth
+
+
+def _truth_table(path: Path) -> dict[tuple[str, str], tuple[Domain, Condition]]:
+    truth: dict[tuple[str, str], tuple[Domain, Condition]] = {}
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        for row in csv.DictReader(stream):
+            try:
+                file = Path(row["file"].replace("\\", "/"))
+                machine = row.get("machine") or file.parts[0]
+                said = row.get("label") or row["condition"]
+                truth[machine, file.name] = (Domain(row.get("domain") or "unknown"), Condition(said))
+            except (KeyError, ValueError, IndexError, AttributeError) as error:
+                raise SubmissionError(
+                    f"{path}: a row cannot be read ({error}); the columns are file,domain,label"
+                ) from None
+    if not truth:
+        raise SubmissionError(f"{path} is empty; its columns are file,domain,label")
+    return truth
+
+
+def _rows(path: Path) -> dict[str, float]:
+    """File name → number of a headerless two-column file."""
+    found: dict[str, float] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SubmissionError(f"{path} cannot be read ({error})") from None
+    for line, row in enumerate(csv.reader(io.StringIO(text)), start=1):
+        if not row:
+            continue
+        try:
+            file, number = row[0].strip(), float(row[1])
+            if len(row) != 2 or not file:
+                raise ValueError
+        except (ValueError, IndexError):
+            raise SubmissionError(
+                f"{path}, line {line}: expected file,number and no header, found {','.join(row)!r}"
+            ) from None
+        if not math.isfinite(number):
+            raise SubmissionError(f"{path}, line {line}: the value of {file} is {number}; give a finite one")
+        if file in found:
+            raise SubmissionError(f"{path}, line {line}: {file} is there twice; keep one row a clip")
+        found[file] = number
+    if not found:
+        raise SubmissionError(f"{path} is empty; it needs one row a test clip")
+    return found
+
+
+def _binary(path: Path) -> dict[str, bool]:
+    rows = _rows(path)
+    wrong = [file for file, value in rows.items() if value not in (0.0, 1.0)]
+    if wrong:
+        raise SubmissionError(f"{path}: {wrong[0]} has the value {rows[wrong[0]]:g}; only 0 and 1 are allowed")
+    return {file: value == 1.0 for file, value in rows.items()}
+
+
+def _decisions(path: Path, beside: Path, scores: Mapping[str, float]) -> dict[str, bool]:
+    found = _binary(path)
+    differ = sorted(found.keys() ^ scores.keys())
+    if differ:
+        holder = path if differ[0] in found else beside
+        raise SubmissionError(
+            f"{path} has {len(found)} clips and {beside.name} {len(scores)}; {differ[0]} stands only in {holder.name}"
+        )
+    return found
+
+
+def _complete(folder: Path, clips: Sequence[ScoredClip], truth: Truth) -> None:
+    here = {(clip.machine, clip.file) for clip in clips}
+    machines = {clip.machine for clip in clips}
+    tested = {key for key in truth if key[0] in machines and "_train_" not in key[1]}
+    tested -= {key for key in tested if "supplemental" in key[1]}
+    missing = sorted(tested - here)
+    if missing:
+        machine, file = missing[0]
+        raise SubmissionError(
+            f"{folder}: {len(missing)} of {len(tested)} test clips have no score, first {machine}/{file}; "
+            "score them too"
+        )
+
+
+def _write(path: Path, rows: Sequence[tuple[str, str]]) -> Path:
+    """Write to a temporary name in the same folder, then put it in place in one step."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(rows)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
