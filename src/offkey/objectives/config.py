@@ -1,0 +1,29 @@
+"""Settings of the objective; loading this module loads no torch."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["MultiTaskConfig"]
+
+
+class MultiTaskConfig(BaseModel):
+    """Terms of the loss, each times its weight: identity, attributes, domain, MMD; weight 0 turns one off.
+
+    >>> MultiTaskConfig(mmd_weight=0.0).scale
+    30.0
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: float = Field(default=30.0, gt=0, description="ArcFace: factor s on the cosines")
+    margin: float = Field(default=0.5, ge=0, le=1.5, description="ArcFace: angle m added to the target class, radians")
+    sub_centres: int = Field(default=1, ge=1, description="ArcFace: centres a class; the nearest counts")
+    identity_weight: float = Field(default=1.0, ge=0, description="factor on the identity loss")
+    attribute_weight: float = Field(default=0.5, ge=0, description="factor on the mean of the attribute heads")
+    domain_weight: float = Field(default=0.1, ge=0, description="factor on the domain head's loss")
+    mmd_weight: float = Field(default=0.1, ge=0, description="factor on MMD of source and target embeddings")
+    mmd_kernels: int = Field(default=5, ge=1, description="bandwidths of the MMD, each twice the one before")
+    balance_classes: bool = Field(
+        default=False, description="weigh identities by the inverse square root of their number of clips"
+    )

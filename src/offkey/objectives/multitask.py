@@ -1,0 +1,115 @@
+"""The sum that Approach 1 minimises: identity + attributes + domain + alignment of the domains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from offkey.objectives.arcface import ArcFace, weighted_cross_entropy
+from offkey.objectives.config import MultiTaskConfig
+from offkey.objectives.mmd import multi_kernel_mmd
+from offkey.types import Float, Labels, Representation
+
+__all__ = ["Mix", "MultiTask", "MultiTaskConfig"]
+
+SOURCE, TARGET = 0, 1
+
+
+class Mix(NamedTuple):
+    """How clips of a batch were mixed: clip b = weight[b]·b + (1 − weight[b])·partner[b].
+
+    `partner` (B,) int64 places in the batch; `weight` (B,) float32 in [0, 1], 1 for a clip left alone.
+    """
+
+    partner: Tensor
+    weight: Tensor
+
+
+class MultiTask(nn.Module):
+    """`forward(representation, labels, mix)` -> the losses by name, "total" their weighted sum.
+
+    `identities` classes; `attribute_heads`, how many values each known setting has; `domains`, 2. A term of
+    weight 0 is left out together with its weights. Labels of −1 are left out; a head whose labels are all −1
+    in a batch gives 0. "accuracy" is the share of clips whose identity is found, no loss and without
+    gradient. `identity_counts` are clips a class, for `balance_classes`.
+    """
+
+    def __init__(
+        self,
+        embedding: int,
+        identities: int,
+        attribute_heads: Sequence[int] = (),
+        config: MultiTaskConfig | None = None,
+        domains: int = 2,
+        identity_counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config = config or MultiTaskConfig()
+        weights = None
+        if config.balance_classes and identity_counts is not None:
+            counts = torch.tensor(identity_counts, dtype=torch.float32).clamp_min(1)
+            weights = counts.rsqrt() / counts.rsqrt().mean()
+        self.identity = (
+            ArcFace(embedding, identities, config.scale, config.margin, config.sub_centres, weights)
+            if config.identity_weight
+            else None
+        )
+        heads = attribute_heads if config.attribute_weight else ()
+        self.attributes = nn.ModuleList(nn.Linear(embedding, values) for values in heads)
+        self.domain = nn.Linear(embedding, domains) if config.domain_weight else None
+
+    def forward(
+        self, representation: Representation, labels: Labels, mix: Mix | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return every term before its weight, "total" after it, and "accuracy"."""
+        embedding, config = representation.embedding, self.config
+        terms: dict[str, Tensor] = {}
+        total = embedding.float().sum() * 0.0  # the graph stays whole even with every term off
+        measures: dict[str, Tensor] = {}
+        if self.identity is not None:
+            target = labels.identity
+            other = target[mix.partner] if mix is not None else None
+            weight = mix.weight if mix is not None else None
+            terms["identity"] = self.identity.loss(embedding, target, other, weight)
+            total = total + config.identity_weight * terms["identity"]
+            measures["accuracy"] = self._accuracy(embedding.detach(), target, other, weight)
+        if len(self.attributes):
+            losses = [
+                _mixed_cross_entropy(head(embedding), labels.attributes[:, index], mix)
+                for index, head in enumerate(self.attributes)
+            ]
+            terms["attribute"] = torch.stack(losses).mean()
+            total = total + config.attribute_weight * terms["attribute"]
+        if self.domain is not None:
+            terms["domain"] = _mixed_cross_entropy(self.domain(embedding), labels.domain, mix)
+            total = total + config.domain_weight * terms["domain"]
+        if config.mmd_weight:
+            domain = labels.domain
+            if mix is not None:  # a clip of both domains belongs to neither
+                pure = (domain == domain[mix.partner]) | (mix.weight >= 1)
+                domain = domain.masked_fill(~pure, -1)
+            source, target_domain = embedding[domain == SOURCE], embedding[domain == TARGET]
+            terms["mmd"] = multi_kernel_mmd(source, target_domain, config.mmd_kernels)
+            total = total + config.mmd_weight * terms["mmd"]
+        return {"total": total, **terms, **measures}
+
+    @torch.no_grad()
+    def _accuracy(self, embedding: Tensor, target: Tensor, other: Tensor | None, weight: Tensor | None) -> Tensor:
+        """Share of known clips whose nearest centre is their class; of a mixture, the louder clip's class."""
+        assert self.identity is not None  # noqa: S101
+        if other is not None and weight is not None:
+            target = torch.where(weight >= 0.5, target, other)
+        hit = self.identity.cosines(embedding).argmax(1) == target
+        known = target >= 0
+        return (hit & known).sum() / known.sum().clamp_min(1)
+
+
+def _mixed_cross_entropy(logits: Float[Tensor, "B K"], target: Tensor, mix: Mix | None) -> Float[Tensor, ""]:
+    if mix is None:
+        return weighted_cross_entropy(logits, target)
+    both = torch.cat([logits, logits])
+    targets = torch.cat([target, target[mix.partner]])
+    return weighted_cross_entropy(both, targets, torch.cat([mix.weight, 1 - mix.weight]))
