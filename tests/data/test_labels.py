@@ -77,7 +77,7 @@ def test_what_training_did_not_have_is_unknown():
 def test_noise_is_a_class_of_its_own():
     noise = replace(clip(speed="1"), content=Content.NOISE)
     space = LabelSpace.of([*KNOWN, noise])
-    assert space.identities[space.encode(noise)[0]] == "fan/00/noise"
+    assert space.identities[space.encode(noise)[0]] == "noise"
 
 
 def test_clusters_refine_identities():

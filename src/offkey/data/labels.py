@@ -68,7 +68,8 @@ class LabelSpace:
         """The identity that `clip` belongs to by the rule, whether or not it is one of `identities`."""
         unit = _unit(clip)
         if clip.content is Content.NOISE:
-            name = f"{unit}/noise"  # surroundings without the machine are a class of their own
+            # Surroundings without the machine are one class: noise of one machine is mixed into clips of another.
+            name = "noise"
         elif self.identity_by == "machine":
             name = unit
         elif self.identity_by == "attributes" and clip.attributes and unit in self.with_settings:
