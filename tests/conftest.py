@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,12 +50,14 @@ class Fitted(NamedTuple):
 @pytest.fixture(scope="session")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two simulated machines in DCASE layout, 22 + 8 clips of two seconds each; the valve hides its settings."""
+    from offkey.data.synthetic import SynthConfig, synthesize
+
     root = tmp_path_factory.mktemp("small") / "set"
-    sets = ("seconds=2.0", "train_source=20", "train_target=2", "test_per_group=2", "supplemental=2",
-            'hidden_attributes=["valve"]')  # fmt: skip
-    options = [part for text in sets for part in ("--set", text)]
-    command = [sys.executable, "-m", "offkey", "data", "synth", str(root), "--seed", "3", *options]
-    subprocess.run([*command, "--machine", "fan", "--machine", "valve"], check=True, capture_output=True)
+    config = SynthConfig(
+        machines=("fan", "valve"), seconds=2.0, train_source=20, train_target=2, test_per_group=2, supplemental=2,
+        hidden_attributes=("valve",), seed=3,
+    )  # fmt: skip
+    synthesize(root, config)
     return root
 
 

@@ -58,7 +58,7 @@ def test_two_runs_of_one_seed_agree_bit_for_bit_and_leave_global_state_alone(
         task = tiny_task()
         torch.manual_seed(number)
         state = torch.get_rng_state()
-        train(task, batches, None, TrainingConfig(**QUICK, seed=seed), tmp_path / str(number))
+        train(task, batches, None, TrainingConfig(**QUICK), tmp_path / str(number), seed=seed)
         assert torch.equal(torch.get_rng_state(), state)
         results.append(task.state_dict())
     assert same(results[0], results[1])

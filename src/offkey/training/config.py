@@ -55,7 +55,6 @@ class TrainingConfig(_Settings):
     )
     checkpoint_every_steps: int = Field(default=0, ge=0, description="0: by time and at each epoch's end only")
     checkpoint_every_seconds: float = Field(default=120.0, ge=0, description="0: not by time")
-    seed: int = Field(default=0, ge=0, description="of order, crops, augmentation and dropout")
     devices: int = Field(
         default=0, ge=0, description="processes expected, one a device; 0 takes what torchrun started, or one"
     )

@@ -44,6 +44,7 @@ def train(
     folder: Path,
     progress: Progress | None = None,
     *,
+    seed: int = 0,
     data: str = "",
 ) -> TrainingHistory:
     """Train `module` in place and return what happened; its final weights are in it, in eval mode.
@@ -58,8 +59,9 @@ def train(
 
     Checkpoints are kept in `folder`. A run that was killed and is started again with the same arguments goes
     on and ends with the same weights, bit for bit on a CPU, as one that was not; a finished run only loads
-    its weights. `data` is any text that stands for the clips: with other settings, clips or layers the folder
-    is refused, naming what differs. Global random state is put back as it was.
+    its weights. Augmentation and dropout follow from `seed`. `data` is any text that stands for the clips: with
+    other settings, clips or layers the folder is refused, naming what differs. Global random state is put back as
+    it was.
 
     Raises TrainingError for a loss or gradient that is not finite and for settings that do not fit together;
     CheckpointError for a folder that cannot be continued.
@@ -70,7 +72,7 @@ def train(
             "raise training.held_out_share, or set early_stop to 0 and keep to 'last'"
         )
     with Processes(config) as processes, _torch_settings(config, processes.device):
-        run = _Run(module, make_batches, validate, config, folder, progress or Quiet(), processes, data)
+        run = _Run(module, make_batches, validate, config, folder, progress or Quiet(), processes, seed, data)
         return run.go()
 
 
@@ -86,8 +88,10 @@ class _Run:
         folder: Path,
         progress: Progress,
         processes: Processes,
+        seed: int,
         data: str,
     ) -> None:
+        self.seed = seed
         self.config, self.processes, self.progress = config, processes, progress
         self.make_batches, self.validate = make_batches, validate
         self.leads = processes.rank == 0
@@ -99,6 +103,7 @@ class _Run:
         self.store = CheckpointStore(folder)
         self.fingerprint = {
             "settings": config.model_dump(mode="json", exclude=_FREE_SETTINGS),
+            "seed": seed,
             "data": data,
             "weights": {name: str(list(tensor.shape)) for name, tensor in module.state_dict().items()},
             "processes": processes.world,
@@ -187,7 +192,7 @@ class _Run:
         """One optimiser step on the mean loss of a group of batches; return the means."""
         means: dict[str, float] = {}
         for index, batch in enumerate(group):
-            moment = Moment(self.config.seed, self.epoch, self.batch + index, self.processes.rank)
+            moment = Moment(self.seed, self.epoch, self.batch + index, self.processes.rank)
             # dropout draws from torch's global state: seeding every step makes a resumed run draw the same
             torch.manual_seed(moment.torch_seed())
             _seek(self.module, moment)
@@ -333,6 +338,8 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.batch, self.step = state["place"]
+        if not state["finished"]:
+            self.progress.say(f"going on after step {self.step} of an earlier start")
         # each process adds its own losses; only the first one's were saved
         self.sums = state["sums"] if self.leads else dict.fromkeys(state["sums"], 0.0)
         self.clips = state["clips"] if self.leads else 0

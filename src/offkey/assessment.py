@@ -1,0 +1,232 @@
+"""A detector on the test clips of a data set: scores, official metric, and the folder that keeps them.
+
+`<model>/evaluation/` holds `scores.csv` (a row a test clip), `result.json` (the metric, absent where no condition is
+known), `embeddings.safetensors` (what the report's map is drawn from) and `evaluation.json` (what was evaluated).
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offkey.data.loader import Failure
+from offkey.data.source import Source
+from offkey.detector import Detector, FileVerdict, machine_key
+from offkey.evaluation.protocol import Protocol, ScoredClip, choose_protocol, evaluate
+from offkey.evaluation.result import Result
+from offkey.files import write_whole
+from offkey.types import ClipMeta, Condition, Content, Domain, OffkeyError, Split
+
+__all__ = ["Assessment", "AssessmentError", "assess", "read_assessment"]
+
+FOLDER = "evaluation"
+COLUMNS = (
+    "file", "path", "machine", "section", "domain", "condition", "score", "p_value", "threshold", "is_anomalous",
+)  # fmt: skip
+
+
+class AssessmentError(OffkeyError):
+    """There is nothing to evaluate, or a kept evaluation cannot be read."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Test clips with their verdicts; `result` is None where `no_result` says why; `embeddings` a row a clip.
+
+    `embeddings` (M, D) float32 is the first view that the detector's scorers look at, rows in the order of `clips`.
+    """
+
+    clips: Sequence[ClipMeta]
+    verdicts: Sequence[FileVerdict]
+    machines: Sequence[str]
+    result: Result | None
+    no_result: str
+    failures: Sequence[Failure]
+    embeddings: Mapping[str, NDArray[np.float32]]
+    source: Path
+
+    def scored(self) -> list[ScoredClip]:
+        """What the rules of the challenge look at, a row a clip that has a verdict."""
+        return scored_clips(self.clips, self.verdicts)
+
+    def save(self, folder: Path) -> Path:
+        """Write the evaluation into `folder`, every file whole."""
+        from safetensors.numpy import save as numpy_bytes
+
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for clip, row, machine in zip(self.clips, self.verdicts, self.machines, strict=True):
+            v = row.verdict
+            if v is not None:
+                told = (repr(v.score), repr(v.p_value), repr(v.threshold), str(v.is_anomalous).lower())
+                known = (machine, clip.section, clip.domain.value, clip.condition.value)
+                writer.writerow((clip.path.name, str(clip.path.absolute()), *known, *told))
+        write_whole(folder / "scores.csv", text.getvalue())
+        write_whole(folder / "embeddings.safetensors", numpy_bytes(dict(self.embeddings)))
+        facts = {
+            "source": str(self.source),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "failures": [[str(failure.path), failure.problem] for failure in self.failures],
+            "no_result": self.no_result,
+        }
+        if self.result is None:
+            (folder / "result.json").unlink(missing_ok=True)
+        else:
+            write_whole(folder / "result.json", json.dumps(self.result.to_dict(), indent=1))
+        return write_whole(folder / "evaluation.json", json.dumps(facts, indent=1, ensure_ascii=False))
+
+
+def assess(
+    detector: Detector,
+    source: Source,
+    *,
+    year: int | None = None,
+    bootstrap: int = 1000,
+    groups: Mapping[str, str] | None = None,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Assessment:
+    """Score every test clip of the machines that the detector knows, and apply the rules of `year`.
+
+    `year` defaults to the data set's, then to the latest rules, or to plain AUC where domains are not told. `groups`
+    (file name -> group, such as a flight) makes whole groups the unit of the bootstrap. Raises AssessmentError where
+    there is no test clip of a known machine.
+    """
+    tests = [clip for clip in source.clips if clip.split is Split.TEST and clip.content is Content.MIXTURE]
+    clips = [clip for clip in tests if machine_key(clip, detector.machines) is not None]
+    if not clips:
+        found = ", ".join(sorted({clip.machine for clip in tests})) or "none"
+        raise AssessmentError(
+            f"{source.root} has no test clips of {', '.join(detector.machines)} (machines with test clips: {found}); "
+            "recordings without labels are judged by `offkey score`"
+        )
+    keys = [str(machine_key(clip, detector.machines)) for clip in clips]
+    kept: list[tuple[int, dict[str, NDArray[np.float32]]]] = []
+    verdicts = list(detector.score_files(clips, workers=workers, progress=progress, embeddings=kept))
+    failures = [Failure(row.path, row.error or "") for row in verdicts if row.verdict is None]
+    used = [place for place, row in enumerate(verdicts) if row.verdict is not None]
+    rows = dict(kept)
+    views = rows[used[0]].keys() if used else ()
+    embeddings = {view: np.stack([rows[place][view] for place in used]) for view in views}
+    result, reason = judge([clips[p] for p in used], [verdicts[p] for p in used], source, year, bootstrap, groups)
+    missing = sorted(set(source.machines()) - {clip.machine for clip in clips})
+    if missing:
+        reason = (reason + " " if reason else "") + f"not known to this detector: {', '.join(missing)}"
+    return Assessment(clips, verdicts, keys, result, reason, failures, embeddings, source.root.absolute())
+
+
+def scored_clips(clips: Sequence[ClipMeta], rows: Sequence[FileVerdict]) -> list[ScoredClip]:
+    """Join clips with their verdicts; clips without one are left out."""
+    names = Counter((clip.machine, clip.section, clip.domain, clip.path.name) for clip in clips)
+    return [
+        ScoredClip(
+            # test/normal/1.wav and test/faulty/1.wav are two clips
+            clip.path.name
+            if names[clip.machine, clip.section, clip.domain, clip.path.name] == 1
+            else str(Path(*clip.path.parts[-3:])),
+            clip.machine, clip.section, clip.domain, clip.condition, row.verdict.score,
+            row.verdict.is_anomalous,
+        )
+        for clip, row in zip(clips, rows, strict=True)
+        if row.verdict is not None
+    ]  # fmt: skip
+
+
+def judge(
+    clips: Sequence[ClipMeta],
+    rows: Sequence[FileVerdict],
+    source: Source,
+    year: int | None,
+    bootstrap: int,
+    groups: Mapping[str, str] | None,
+) -> tuple[Result | None, str]:
+    """The official metric of scored clips, or the reason why there is none."""
+    scored = scored_clips(clips, rows)
+    if not any(clip.condition is not Condition.UNKNOWN for clip in scored):
+        return None, "the condition of no test clip is known, so there is no metric; the scores are kept"
+    protocol = protocol_of(source, year, scored)
+    names = None
+    if groups is not None:
+        unknown = [clip.file for clip in scored if clip.file not in groups]
+        if unknown:
+            raise AssessmentError(f"no group is told for {unknown[0]} and {len(unknown) - 1} more test clips")
+        names = [groups[clip.file] for clip in scored]
+    return evaluate(scored, protocol, bootstrap=bootstrap, groups=names), ""
+
+
+def protocol_of(source: Source, year: int | None, scored: Sequence[ScoredClip]) -> Protocol:
+    """The rules asked for, else the data set's own year, else what the clips allow."""
+    return choose_protocol(year if year is not None else source.year, scored)
+
+
+@dataclass(frozen=True)
+class KeptClip:
+    """One row of `scores.csv`."""
+
+    file: str
+    path: Path
+    machine: str
+    section: str
+    domain: Domain
+    condition: Condition
+    score: float
+    p_value: float
+    threshold: float
+    is_anomalous: bool
+
+
+@dataclass(frozen=True)
+class KeptAssessment:
+    """What `Assessment.save` wrote."""
+
+    clips: Sequence[KeptClip]
+    result: dict[str, Any] | None
+    embeddings: Mapping[str, NDArray[np.float32]]
+    facts: Mapping[str, Any]
+
+
+def read_assessment(folder: Path) -> KeptAssessment:
+    """Read an evaluation folder; AssessmentError where there is none, or it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not (folder / "evaluation.json").is_file():
+        raise AssessmentError(f"{folder} holds no evaluation; run `offkey evaluate MODEL SOURCE` first")
+    try:
+        with (folder / "scores.csv").open(encoding="utf-8", newline="") as file:
+            clips = [_kept(row) for row in csv.DictReader(file)]
+        result = folder / "result.json"
+        return KeptAssessment(
+            clips,
+            json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None,
+            load_file(folder / "embeddings.safetensors"),
+            json.loads((folder / "evaluation.json").read_text(encoding="utf-8")),
+        )
+    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
+        raise AssessmentError(f"{folder}: the evaluation is damaged ({error}); run `offkey evaluate` again") from error
+
+
+def _kept(row: Mapping[str, str]) -> KeptClip:
+    return KeptClip(
+        row["file"],
+        Path(row["path"]),
+        row["machine"],
+        row["section"],
+        Domain(row["domain"]),
+        Condition(row["condition"]),
+        float(row["score"]),
+        float(row["p_value"]),
+        float(row["threshold"]),
+        row["is_anomalous"] == "true",
+    )

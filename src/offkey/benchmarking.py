@@ -1,0 +1,168 @@
+"""Many systems and seeds on one data set, a process each, in one table; what is finished is never done again.
+
+`<out>/<system>-seed<n>/` is a run folder: the detector, its evaluation, and `run.json` (times, memory). A run that was
+killed goes on; `table.md`, `table.csv` and `runs.csv` are written anew after every run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offkey.assessment import FOLDER
+from offkey.evaluation.result import Result
+from offkey.evaluation.tables import Run, Table, summarise
+from offkey.files import write_whole
+from offkey.progress import Progress
+from offkey.types import OffkeyError
+
+__all__ = ["BenchmarkError", "BenchmarkRun", "benchmark"]
+
+
+class BenchmarkError(OffkeyError):
+    """A run of the benchmark failed; the message holds the end of what it said."""
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """One finished run: its result, seconds of fitting and of scoring, and peak memory in MiB."""
+
+    system: str
+    seed: int
+    folder: Path
+    result: Result
+    fit_seconds: float
+    score_seconds: float
+    peak_mib: float
+
+
+def benchmark(
+    source: Path,
+    systems: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    groups: str | None = None,
+    workers: int = 2,
+    progress: Progress,
+    failures: list[str],
+) -> list[BenchmarkRun]:
+    """Fit and evaluate every system with every seed; write the tables; return the runs in order.
+
+    Each run is a process of its own, so that peak memory is its own and one crash ends one run: it is noted in
+    `failures`, and the others go on. Settings are the same for all (`overrides`).
+    """
+    asked = {"source": str(source.absolute()), "overrides": list(overrides), "groups": groups}
+    plan = [(system, seed) for system in systems for seed in seeds]
+    runs: list[BenchmarkRun] = []
+    progress.start("runs", len(plan))
+    for number, (system, seed) in enumerate(plan):
+        folder = out / f"{Path(system).stem}-seed{seed}"
+        note = f"{folder.name}: failed"
+        try:
+            runs.append(_run(folder, system, seed, asked, source, overrides, groups, workers))
+            note = f"{folder.name}: {100 * runs[-1].result.official_score:.1f} %"
+        except BenchmarkError as error:
+            failures.append(f"{folder.name}: {error}")
+        if runs:
+            write_tables(runs, out)
+        progress.step(number + 1, note)
+    return runs
+
+
+def write_tables(runs: Sequence[BenchmarkRun], out: Path) -> Table:
+    """Write `table.md`, `table.csv` (a row a system) and `runs.csv` (a row a run) into `out`."""
+    table = summarise([Run(run.system, run.seed, run.result) for run in runs])
+    write_whole(out / "table.md", table.to_markdown())
+    write_whole(out / "table.csv", table.to_csv())
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    metrics = runs[0].result.metrics
+    writer.writerow(["system", "seed", "official_score", *metrics, "fit_seconds", "score_seconds", "peak_mib"])
+    for run in runs:
+        values = [run.result.official_score, *(run.result.harmonic_mean[name] for name in metrics)]
+        cost = (round(run.fit_seconds, 2), round(run.score_seconds, 2), round(run.peak_mib))
+        writer.writerow([run.system, run.seed, *values, *cost])
+    write_whole(out / "runs.csv", text.getvalue())
+    return table
+
+
+def _run(
+    folder: Path,
+    system: str,
+    seed: int,
+    asked: dict[str, Any],
+    source: Path,
+    overrides: Sequence[str],
+    groups: str | None,
+    workers: int,
+) -> BenchmarkRun:
+    record = folder / "run.json"
+    if record.is_file():
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        if kept["asked"] != asked:
+            raise BenchmarkError(f"{folder} was made from other data or settings; choose another --out")
+    else:
+        settings = [part for text in overrides for part in ("--set", text)]
+        common = ["--workers", str(workers)]
+        fit_seconds, fit_mib = _command(
+            [
+                "fit",
+                str(source),
+                "--system",
+                system,
+                "--seed",
+                str(seed),
+                "--out",
+                str(folder),
+                *settings,
+                *common,
+            ]
+        )
+        grouped = ["--groups", groups] if groups else []
+        score_seconds, score_mib = _command(["evaluate", str(folder), str(source), *grouped, *common])
+        kept = {
+            "asked": asked,
+            "fit_seconds": fit_seconds,
+            "score_seconds": score_seconds,
+            "peak_mib": max(fit_mib, score_mib),
+        }
+        write_whole(record, json.dumps(kept, indent=1))
+    path = folder / FOLDER / "result.json"
+    if not path.is_file():
+        raise BenchmarkError(f"{source} has no labelled test clips, so there is nothing to compare")
+    result = Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    return BenchmarkRun(
+        Path(system).stem, seed, folder, result, kept["fit_seconds"], kept["score_seconds"], kept["peak_mib"]
+    )
+
+
+def _command(arguments: list[str]) -> tuple[float, float]:
+    """Run `offkey` with these arguments; (seconds, peak MiB). Exit code 1 (some files unusable) is a success."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(  # noqa: S603 - our own program, arguments as a list
+        [sys.executable, "-m", "offkey", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if process.stdout is None:
+        raise RuntimeError("the process was started with a pipe")
+    said = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)  # this process's own peak memory, not that of all before it
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stdout.close()
+    seconds = time.perf_counter() - begun
+    if process.returncode not in (0, 1):
+        raise BenchmarkError(f"`offkey {arguments[0]}` ended with {process.returncode}: {said.strip()[-600:]}")
+    return seconds, used.ru_maxrss / 1024

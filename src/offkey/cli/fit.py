@@ -1,0 +1,70 @@
+"""`offkey fit`: from normal recordings to a detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from offkey.cli.output import Bars, print_json, report_failures
+
+if TYPE_CHECKING:
+    from offkey.data.loader import Failure
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.epochs=5."),
+]
+MachineOption = Annotated[
+    list[str] | None, typer.Option("--machine", help="Only this machine (may be given several times).")
+]
+
+
+def fit(
+    source: Annotated[Path, typer.Argument(help="A folder of normal recordings, or a DCASE root.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the detector.")],
+    system: Annotated[str, typer.Option(help="Name of a system, or a TOML file.")] = "auto",
+    settings: SetOption = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Everything random follows from it (default: the system's own).", min=0)
+    ] = None,
+    machine: MachineOption = None,
+    subfolders: Annotated[
+        Literal["machines", "settings"],
+        typer.Option(help="What the sub-folders of a plain folder are: machines or settings."),
+    ] = "machines",
+    workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the detector in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Learn a detector from normal recordings. A run that was killed goes on when started again."""
+    from offkey.data.source import open_source
+    from offkey.fitting import fit as fit_detector
+
+    failures: list[Failure] = []
+    with Bars() as bars:
+        detector = fit_detector(
+            open_source(source, subfolders=subfolders),
+            system,
+            out=out,
+            overrides=settings or [],
+            seed=seed,
+            machines=machine or [],
+            workers=workers,
+            overwrite=overwrite,
+            progress=bars,
+            failures=failures,
+        )
+    from offkey.training.distributed import leads
+
+    if not leads():
+        return 0
+    code = report_failures(failures)
+    if as_json:
+        print_json({"model": str(out), "facts": detector.facts, "reasons": list(detector.reasons)})
+    else:
+        clips = sum(len(known.clips) for known in detector.machines.values())
+        typer.echo(f"detector for {', '.join(detector.machines)} from {clips} normal clips: {out}")
+        typer.echo(f"next: offkey score {out} NEW.wav …")
+    return code

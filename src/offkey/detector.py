@@ -1,0 +1,466 @@
+"""The saved artefact: a model, the normal clips it was shown, scorers, and a calibration, a machine each.
+
+A detector on disk is a folder:
+
+    config.toml           the settings it was fitted with (resolved: `auto` has chosen)
+    model.safetensors     weights of the network (absent where nothing is trained)
+    scorer.safetensors    a machine each: what its scorers learnt, and the embeddings of its reference clips
+    calibration.json      a machine each: cross-fitted scores of normal clips, names of the reference clips
+    CARD.md               what a person should know of it
+    manifest.json         format number, and size and sha256 of every other file
+
+Nothing in it can run code, and a file that does not agree with the manifest is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offkey.audio.io import prepare, read_clip
+from offkey.audio.mel import LogMel
+from offkey.data.dcase import parse_name
+from offkey.data.labels import LabelSpace
+from offkey.data.loader import ClipReader, Failure, load_batches
+from offkey.explaining import Explanation, Profile, explain_waveform
+from offkey.files import sha256, write_whole
+from offkey.models.discriminative import Discriminative
+from offkey.models.statistics import LogMelStatistics, Loudness
+from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, scorer_from_state
+from offkey.systems.config import SystemConfig, ViewScorer
+from offkey.systems.settings import read_toml, to_toml, validate
+from offkey.types import Batch, Clip, ClipMeta, OffkeyError, Verdict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Detector", "DetectorError", "FileVerdict", "MachineDetector", "machine_key"]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_ALWAYS = ("config.toml", "scorer.safetensors", "calibration.json", "CARD.md")
+
+
+class DetectorError(OffkeyError):
+    """A detector that cannot be read, or that was asked about something it does not know."""
+
+
+class FileVerdict(NamedTuple):
+    """One row a file: a verdict, or the reason why there is none."""
+
+    path: Path
+    verdict: Verdict | None
+    error: str | None
+
+
+def machine_key(meta: ClipMeta, machines: Iterable[str]) -> str | None:
+    """The one of `machines` that a clip belongs to: its machine, or its machine and section; None if neither."""
+    known = set(machines)
+    for key in (f"{meta.machine}/{meta.section}", meta.machine):
+        if key in known:
+            return key
+    return None
+
+
+@dataclass(frozen=True)
+class MachineDetector:
+    """What a detector knows of one machine.
+
+    `clips` (N,) names of the reference clips, `domains` (N,) their domains, `embeddings` a view each (N, D) float32;
+    `scorers` one an entry of `config.scoring.scorers`; `quantiles` one a scorer where several are blended, else none;
+    `profile` is what is normal in each mel band, for explanations.
+    """
+
+    name: str
+    clips: tuple[str, ...]
+    domains: tuple[str, ...]
+    identities: tuple[int, ...]
+    embeddings: Mapping[str, NDArray[np.float32]]
+    scorers: tuple[Scorer, ...]
+    quantiles: tuple[NormalQuantile, ...]
+    calibration: Calibration
+    profile: Profile
+
+    def judge(
+        self, entries: Sequence[ViewScorer], embeddings: Mapping[str, NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scores (M,) and the scores before blending (M, S) of clips given as a view each (M, D)."""
+        pairs = zip(entries, self.scorers, strict=True)
+        parts = np.stack([scorer.score(Query(embeddings[entry.view])) for entry, scorer in pairs], axis=1)
+        return blend(parts, self.quantiles, [entry.weight for entry in entries]), parts
+
+
+def blend(
+    parts: NDArray[np.float64], quantiles: Sequence[NormalQuantile], weights: Sequence[float]
+) -> NDArray[np.float64]:
+    """(M,) from scores (M, S): the lone scorer's own, or the weighted mean of each scorer's normal quantile."""
+    if not quantiles:
+        return parts[:, 0]
+    columns = np.stack([to(parts[:, number]) for number, to in enumerate(quantiles)], axis=1)
+    share = np.asarray(weights, dtype=np.float64)
+    return np.asarray(columns @ (share / share.sum()))
+
+
+@dataclass
+class Detector:
+    """A fitted system: scores clips of the machines that it was fitted on.
+
+    Made by `offkey.fit`, read by `offkey.load`. `facts` tells what it was fitted on; `reasons` why `auto` chose.
+    """
+
+    config: SystemConfig
+    machines: dict[str, MachineDetector]
+    network: Discriminative | None = None
+    labels: LabelSpace | None = None
+    reasons: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Build the views that the scorers look at."""
+        self._views = view_modules(self.config, self.network)
+
+    # ---- scoring
+
+    def score(
+        self,
+        clip: str | Path | ClipMeta | Clip | NDArray[Any],
+        *,
+        machine: str | None = None,
+        rate: int | None = None,
+    ) -> Verdict:
+        """Judge one clip: a file, or samples (T,) or (T, channels) at `rate` hertz (default: the model's rate).
+
+        `machine` may be left out where the detector knows one machine, or where the file's name or folder tells it.
+        Raises AudioError for a clip that cannot be used, DetectorError for an unknown machine.
+        """
+        waveform, key = self._waveform(clip, machine, rate)
+        return self._verdicts([key], self.represent(_single(waveform)))[0]
+
+    def score_files(
+        self,
+        paths: Sequence[str | Path | ClipMeta],
+        *,
+        machine: str | None = None,
+        workers: int = 2,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] | None = None,
+        embeddings: list[tuple[int, dict[str, NDArray[np.float32]]]] | None = None,
+    ) -> Iterator[FileVerdict]:
+        """Judge many files; yields one row a file in the order given, with a reason where there is no verdict.
+
+        Files are decoded by `workers` threads ahead of the model; memory does not grow with their number.
+        `embeddings`, if given, receives (place in `paths`, view -> (D,)) of every clip that was scored.
+        """
+        metas = [_meta(path) for path in paths]
+        keys: list[str | None] = []
+        refused: dict[int, str] = {}
+        for place, meta in enumerate(metas):
+            try:
+                keys.append(self._key(meta, machine))
+            except DetectorError as error:
+                keys.append(None)
+                refused[place] = str(error)
+        usable = [place for place, key in enumerate(keys) if key is not None]
+        order = [
+            list(range(start, min(start + batch_size, len(usable)))) for start in range(0, len(usable), batch_size)
+        ]
+        failures: list[Failure] = []
+        reader = ClipReader(self.config.audio)
+        clips = [metas[place] for place in usable]
+        done = 0
+        scored: dict[int, Verdict] = {}
+        # A batch whose clips all failed is not yielded, so rows wait until a later batch or the end tells their fate.
+        for batch in load_batches(clips, order, reader, None, workers=workers, failures=failures):
+            places = [usable[int(i)] for i in batch.place]
+            views = self.represent(batch)
+            verdicts = self._verdicts([str(keys[place]) for place in places], views)
+            scored.update(zip(places, verdicts, strict=True))
+            if embeddings is not None:
+                embeddings.extend(
+                    (place, {view: array[row] for view, array in views.items()}) for row, place in enumerate(places)
+                )
+            while done <= max(places):
+                yield self._row(metas[done].path, scored.pop(done, None), refused.get(done), failures)
+                done += 1
+                if progress is not None:
+                    progress(done, len(metas))
+        while done < len(metas):
+            yield self._row(metas[done].path, scored.pop(done, None), refused.get(done), failures)
+            done += 1
+            if progress is not None:
+                progress(done, len(metas))
+
+    def score_samples(self, clips: Iterable[str | Path | Clip | NDArray[Any]], **keywords: Any) -> NDArray[np.float64]:
+        """(N,) float64 in scikit-learn's manner: the LOWER, the more anomalous; the negative of `Verdict.score`."""
+        return -np.array([self.score(clip, **keywords).score for clip in clips], dtype=np.float64)
+
+    def decision_function(
+        self, clips: Iterable[str | Path | Clip | NDArray[Any]], **keywords: Any
+    ) -> NDArray[np.float64]:
+        """(N,) float64 in scikit-learn's manner: threshold minus score, negative for alarms."""
+        verdicts = [self.score(clip, **keywords) for clip in clips]
+        return np.array([verdict.threshold - verdict.score for verdict in verdicts], dtype=np.float64)
+
+    def predict(self, clips: Iterable[str | Path | Clip | NDArray[Any]], **keywords: Any) -> NDArray[np.int64]:
+        """(N,) int64 in scikit-learn's manner: 1 for normal, -1 for an alarm."""
+        return np.array([-1 if self.score(clip, **keywords).is_anomalous else 1 for clip in clips], dtype=np.int64)
+
+    def explain(
+        self, clip: str | Path | ClipMeta | Clip | NDArray[Any], *, machine: str | None = None, rate: int | None = None
+    ) -> Explanation:
+        """Where and when a clip departs from what normal clips of its machine sound like; arguments as for `score`."""
+        waveform, key = self._waveform(clip, machine, rate)
+        return explain_waveform(waveform, LogMel(self.config.audio.rate, self.config.mel), self.machines[key].profile)
+
+    def represent(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
+        """The views of a batch that the scorers look at, (B, D) float32 each."""
+        return represent(self._views, batch)
+
+    def threshold(self, machine: str) -> float:
+        """The score above which `machine` raises an alarm; infinite where too few normal clips back the rate."""
+        return self.machines[machine].calibration.threshold()
+
+    def _waveform(
+        self, clip: str | Path | ClipMeta | Clip | NDArray[Any], machine: str | None, rate: int | None
+    ) -> tuple[NDArray[np.float32], str]:
+        """A clip's samples at the model's rate, and the machine that it is judged as."""
+        if isinstance(clip, str | Path | ClipMeta):
+            meta = _meta(clip)
+            return read_clip(meta.path, self.config.audio), self._key(meta, machine)
+        samples, rate = (clip.samples, clip.rate) if isinstance(clip, Clip) else (np.asarray(clip), rate)
+        known = clip.meta if isinstance(clip, Clip) and clip.meta is not None else ClipMeta(Path("array"), "")
+        return prepare(samples, rate or self.config.audio.rate, self.config.audio), self._key(known, machine)
+
+    def _verdicts(self, keys: Sequence[str], views: Mapping[str, NDArray[np.float32]]) -> list[Verdict]:
+        entries = self.config.scoring.scorers
+        labels = [f"{entry.view}:{entry.scorer.name}" for entry in entries]
+        verdicts: list[Verdict | None] = [None] * len(keys)
+        for key in dict.fromkeys(keys):
+            rows = [row for row, other in enumerate(keys) if other == key]
+            known = self.machines[key]
+            scores, parts = known.judge(entries, {view: array[rows] for view, array in views.items()})
+            threshold = self.threshold(key)
+            for row, score, part in zip(rows, scores, parts, strict=True):
+                verdicts[row] = Verdict(
+                    score=float(score),
+                    p_value=known.calibration.p_value(float(score)),
+                    threshold=threshold,
+                    is_anomalous=bool(score > threshold),
+                    machine=key,
+                    parts=dict(zip(labels, map(float, part), strict=True)),
+                )
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _key(self, clip: ClipMeta, machine: str | None) -> str:
+        known = ", ".join(self.machines)
+        if machine is not None:
+            if machine not in self.machines:
+                raise DetectorError(f"this detector does not know the machine {machine!r}; it knows {known}")
+            return machine
+        if len(self.machines) == 1:
+            return next(iter(self.machines))
+        for name in (clip.machine, *(folder.name for folder in clip.path.parents)):
+            key = machine_key(replace(clip, machine=name), self.machines)
+            if key is not None:
+                return key
+        raise DetectorError(f"which machine is {clip.path.name}? name one of {known} (its folder, or --machine)")
+
+    @staticmethod
+    def _row(path: Path, verdict: Verdict | None, refused: str | None, failures: list[Failure]) -> FileVerdict:
+        if verdict is not None:
+            return FileVerdict(path, verdict, None)
+        if refused is not None:
+            return FileVerdict(path, None, refused)
+        reason = next((failure.problem for failure in failures if failure.path == path), "could not be read")
+        return FileVerdict(path, None, reason)
+
+    # ---- disk
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the detector into `folder` (made if missing); the manifest comes last, so a kill leaves no half one."""
+        from safetensors.numpy import save as numpy_bytes
+        from safetensors.torch import save as torch_bytes
+
+        folder = Path(folder)
+        arrays: dict[str, NDArray[Any]] = {}
+        calibration: dict[str, Any] = {}
+        for name, known in self.machines.items():
+            for number, scorer in enumerate(known.scorers):
+                arrays |= {f"{name}|scorer{number}|{key}": value for key, value in scorer.state().items()}
+            for number, to in enumerate(known.quantiles):
+                arrays[f"{name}|quantile{number}|knots"] = to.knots
+                arrays[f"{name}|quantile{number}|quantiles"] = to.quantiles
+                arrays[f"{name}|quantile{number}|slope"] = np.array([to.slope])
+            arrays |= {f"{name}|reference|{view}": array for view, array in known.embeddings.items()}
+            arrays |= {f"{name}|profile|mean": known.profile.mean, f"{name}|profile|spread": known.profile.spread}
+            calibration[name] = {
+                "calibration": known.calibration.to_dict(),
+                "clips": list(known.clips),
+                "domains": list(known.domains),
+                "identities": list(known.identities),
+            }
+        document = {
+            "machines": calibration,
+            "labels": self.labels.to_dict() if self.labels else None,
+            "reasons": list(self.reasons),
+            "facts": self.facts,
+        }
+        (folder / MANIFEST).unlink(missing_ok=True)
+        contents: dict[str, bytes | str] = {
+            "config.toml": to_toml(self.config),
+            "scorer.safetensors": numpy_bytes({key: np.ascontiguousarray(value) for key, value in arrays.items()}),
+            "calibration.json": json.dumps(document, indent=1, ensure_ascii=False),
+            "CARD.md": self.card(),
+        }
+        if self.network is not None:
+            contents["model.safetensors"] = torch_bytes(
+                {key: value.contiguous() for key, value in self.network.state_dict().items()}
+            )
+        for name, content in contents.items():
+            write_whole(folder / name, content)
+        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in contents}
+        write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Detector:
+        """Read a detector that `save` wrote.
+
+        Raises DetectorError where the folder holds none, a file is missing, was changed or is damaged, or the format is
+        newer than this offkey reads.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        files = _checked_manifest(folder)
+        try:
+            config = validate(SystemConfig, read_toml(folder / "config.toml"), str(folder / "config.toml"))
+            document = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
+            arrays = load_file(folder / "scorer.safetensors")
+            labels = LabelSpace.from_dict(document["labels"]) if document["labels"] else None
+            network = None
+            if "model.safetensors" in files:
+                from safetensors.torch import load_file as load_tensors
+
+                network = build_network(config)
+                network.load_state_dict(load_tensors(folder / "model.safetensors"))
+            machines = {name: _machine(name, entry, arrays, config) for name, entry in document["machines"].items()}
+        except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError, OSError) as error:
+            raise DetectorError(f"{folder}: the detector is damaged ({error}); fit it again") from error
+        return cls(config, machines, network, labels, tuple(document["reasons"]), document["facts"])
+
+    def card(self) -> str:
+        """CARD.md: what a person should know before trusting this detector."""
+        from offkey.card import write_card
+
+        return write_card(self)
+
+
+def build_network(config: SystemConfig) -> Discriminative:
+    """The untrained network of a system, without its training-time augmentation."""
+    return Discriminative(LogMel(config.audio.rate, config.mel), config.model)
+
+
+def view_modules(config: SystemConfig, network: Discriminative | None) -> dict[str, nn.Module]:
+    """The modules whose embeddings the scorers of `config` look at, by view, in evaluation mode."""
+    modules: dict[str, nn.Module] = {}
+    for view in dict.fromkeys(entry.view for entry in config.scoring.scorers):
+        if view == "network":
+            if network is None:
+                raise DetectorError(
+                    f"system {config.system!r} scores a network's embedding, but no network was trained"
+                )
+            modules[view] = network.eval()
+        elif view == "logmel":
+            mel = LogMel(config.audio.rate, config.mel)
+            modules[view] = LogMelStatistics(mel, mean=config.statistics.mean, std=config.statistics.std).eval()
+        else:
+            modules[view] = Loudness().eval()
+    return modules
+
+
+def represent(views: Mapping[str, nn.Module], batch: Batch) -> dict[str, NDArray[np.float32]]:
+    """Each view's embedding of a batch, (B, D) float32."""
+    import torch
+
+    with torch.inference_mode():
+        return {view: module(batch).embedding.float().cpu().numpy() for view, module in views.items()}
+
+
+def _single(waveform: NDArray[np.float32]) -> Batch:
+    import torch
+
+    samples = torch.from_numpy(waveform)[None]
+    return Batch(samples, torch.tensor([samples.shape[1]]), None, torch.zeros(1, dtype=torch.int64))
+
+
+def _meta(path: str | Path | ClipMeta) -> ClipMeta:
+    if isinstance(path, ClipMeta):
+        return path
+    path = Path(path)
+    name = parse_name(path.name)
+    return ClipMeta(path, machine=path.absolute().parent.name, section=name.section if name else "00")
+
+
+def _machine(
+    name: str, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], config: SystemConfig
+) -> MachineDetector:
+    def part(what: str) -> dict[str, NDArray[Any]]:
+        prefix = f"{name}|{what}|"
+        return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+    def quantile(number: int) -> NormalQuantile:
+        state = part(f"quantile{number}")
+        return NormalQuantile(state["knots"], state["quantiles"], float(state["slope"][0]))
+
+    count = len(config.scoring.scorers)
+    return MachineDetector(
+        name=name,
+        clips=tuple(entry["clips"]),
+        domains=tuple(entry["domains"]),
+        identities=tuple(entry["identities"]),
+        embeddings=part("reference"),
+        scorers=tuple(scorer_from_state(part(f"scorer{number}")) for number in range(count)),
+        quantiles=tuple(quantile(number) for number in range(count)) if count > 1 else (),
+        calibration=Calibration.from_dict(entry["calibration"]),
+        profile=Profile(**part("profile")),
+    )
+
+
+def _checked_manifest(folder: Path) -> Mapping[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "is not a folder" if not folder.is_dir() else "holds no finished detector (no manifest.json)"
+        raise DetectorError(f"{folder} {what}; make one with `offkey fit SOURCE --out {folder}`")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, files = int(manifest["format"]), dict(manifest["files"])
+        told = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DetectorError(f"{path} is damaged ({error}); fit the detector again") from error
+    if version > FORMAT:
+        raise DetectorError(
+            f"{folder} was written by a newer offkey (format {version}, this one reads up to {FORMAT}); update offkey"
+        )
+    silent = [name for name in _ALWAYS if name not in told]
+    if silent:
+        raise DetectorError(f"{path} is damaged (it says nothing of {', '.join(silent)}); fit the detector again")
+    for name, (size, digest) in told.items():
+        file = folder / name
+        if Path(name).name != name or name in ("", ".."):
+            raise DetectorError(f"{path} names a file outside its folder ({name!r}); it is not to be trusted")
+        if not file.is_file():
+            raise DetectorError(f"{file} is missing; copy the whole folder, or fit the detector again")
+        if file.stat().st_size != size or sha256(file) != digest:
+            raise DetectorError(
+                f"{file} is not the file that was saved (its hash differs): changed, or damaged on the way; "
+                "copy it again, or fit the detector again"
+            )
+    return told

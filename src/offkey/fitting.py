@@ -1,0 +1,333 @@
+"""From normal recordings to a detector: the one way that `offkey.fit`, the command line and the benchmark take.
+
+source -> labels -> (training, where the system has a network) -> embeddings -> scorers and calibration, a machine
+each -> Detector. A run that is killed goes on where it stopped when it is started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import offkey
+from offkey.audio.cache import ArrayCache, default_cache_dir
+from offkey.audio.mel import LogMel
+from offkey.data.labels import LabelSpace
+from offkey.data.loader import ClipReader, Failure, load_batches
+from offkey.data.source import Source, open_source
+from offkey.detector import MANIFEST, Detector, DetectorError, MachineDetector, blend, represent, view_modules
+from offkey.explaining import Profile, ProfileBuilder
+from offkey.progress import Progress, Quiet
+from offkey.scoring import Calibration, NormalQuantile, Reference, build_scorer, folds_of
+from offkey.scoring.calibrate import clips_needed
+from offkey.systems.choose import choose
+from offkey.systems.config import SystemConfig, load_preset
+from offkey.systems.discriminative import label_clips, train_network
+from offkey.training.distributed import leads
+from offkey.types import ClipMeta, Condition, Content, OffkeyError, Split
+
+__all__ = ["FitError", "fit"]
+
+SMALLEST_REFERENCE = 2
+EMBED_BATCH = 16
+
+
+class FitError(OffkeyError):
+    """A detector cannot be fitted from what was given."""
+
+
+def fit(
+    source: str | Path | Source,
+    system: str | Path | SystemConfig = "auto",
+    *,
+    out: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    machines: Sequence[str] = (),
+    workers: int = 2,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    failures: list[Failure] | None = None,
+) -> Detector:
+    """Learn a detector from normal recordings.
+
+    `source`: a folder of recordings, or the root of a DCASE data set; only its normal training clips (and, where
+    the system asks for them, its supplemental ones) are heard. `system`: the name of a preset, the path of a TOML
+    file, or settings. `overrides`: `KEY=VALUE` texts. `out`: where the detector is saved; without it nothing stays
+    on disk. `machines`: only these. Clips that cannot be read are left out and appended to `failures`.
+
+    A killed run, started again with the same arguments, goes on where it stopped and ends with the same weights.
+
+    Raises FitError where nothing usable is left, SettingsError for settings that do not exist, DetectorError where
+    `out` holds another detector (`overwrite` replaces it).
+    """
+    progress = progress or Quiet()
+    failures = failures if failures is not None else []
+    config = system if isinstance(system, SystemConfig) else load_preset(system, overrides)
+    if seed is not None:
+        config = config.model_copy(update={"seed": seed})
+    source = source if isinstance(source, Source) else open_source(Path(source))
+    clips, extra = _training_clips(source, machines)
+    asked = {"settings": config.model_dump(mode="json"), "clips": _fingerprint(clips + extra)}
+    if out is not None:
+        out = Path(out)
+        finished = _finished(out, asked, overwrite)
+        if finished is not None:
+            _forget_checkpoints(out)  # of a run that was killed right after it had saved
+            progress.say(f"{out} already holds this detector; nothing to do")
+            return finished
+
+    reader = ClipReader(config.audio, ArrayCache(default_cache_dir()))
+    clips, extra = (
+        _readable(clips, reader, workers, progress, failures),
+        _readable(extra, reader, workers, Quiet(), failures),
+    )
+    _enough(clips, source)
+    config, reasons = choose(config, clips, extra)
+    for reason in reasons:
+        progress.say(reason)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(out if out is not None else scratch)
+        network, labels, held_out, training = None, None, frozenset[Path](), {}
+        if config.kind == "discriminative":
+            lesson_clips = clips + (extra if config.labels.supplemental else [])
+            labels = label_clips(lesson_clips, config, reader, workers)
+            outcome = train_network(
+                lesson_clips, labels, config, reader, folder / "training", workers=workers, progress=progress
+            )
+            network, held_out, training = outcome.network, outcome.held_out, outcome.facts
+        detector = _assemble(
+            clips,
+            config,
+            network,
+            labels,
+            held_out,
+            reader,
+            workers=workers,
+            progress=progress,
+            failures=failures,
+        )
+        detector.reasons = tuple(reasons)
+        detector.facts |= {
+            "asked": asked,
+            "training": training,
+            "source": source.root.name,
+            "kind": source.kind,
+        }
+        if out is not None and leads():
+            detector.save(out)
+            _forget_checkpoints(out)
+    return detector
+
+
+def _training_clips(source: Source, machines: Sequence[str]) -> tuple[list[ClipMeta], list[ClipMeta]]:
+    """Normal training clips, and supplemental ones (the machine alone, noise alone)."""
+    known = source.machines()
+    for name in machines:
+        if name not in known:
+            raise FitError(f"{source.root} has no machine {name!r}; it has {', '.join(known)}")
+    chosen = [clip for clip in source.clips if not machines or clip.machine in machines]
+    train = [clip for clip in chosen if clip.split is Split.TRAIN and clip.content is Content.MIXTURE]
+    extra = [clip for clip in chosen if clip.split is Split.SUPPLEMENTAL]
+    faulty = [clip for clip in train if clip.condition is Condition.ANOMALY]
+    if faulty:
+        raise FitError(
+            f"{faulty[0].path} is known to be faulty, as are {len(faulty) - 1} more of the training clips; a detector "
+            "learns from normal recordings only: leave them out"
+        )
+    if not train:
+        raise FitError(
+            f"{source.root} has no training clips: put normal recordings into it (or into its train/ folder); "
+            f"`offkey data check {source.root}` tells what was found"
+        )
+    return train, extra
+
+
+def _readable(
+    clips: list[ClipMeta], reader: ClipReader, workers: int, progress: Progress, failures: list[Failure]
+) -> list[ClipMeta]:
+    """The clips that decode; the others go to `failures`. One pass now, so that no epoch stumbles later."""
+    bad: list[Failure] = []
+    order = [list(range(at, min(at + EMBED_BATCH, len(clips)))) for at in range(0, len(clips), EMBED_BATCH)]
+    progress.start("reading", len(clips))
+    for batch in load_batches(clips, order, reader, None, workers=workers, failures=bad):
+        progress.step(int(batch.place.max()) + 1)
+    failures += bad
+    broken = {failure.path for failure in bad}
+    return [clip for clip in clips if clip.path not in broken]
+
+
+def _enough(clips: Sequence[ClipMeta], source: Source) -> None:
+    counts = Counter(clip.machine for clip in clips)
+    for machine in source.machines():
+        if 0 < counts[machine] < SMALLEST_REFERENCE:
+            raise FitError(
+                f"{machine}: {counts[machine]} usable normal clip is too few, at least {SMALLEST_REFERENCE} are "
+                "needed, and 20 or more to speak of a threshold"
+            )
+    if not counts:
+        raise FitError(f"{source.root}: no training clip could be read; `offkey data check {source.root}` says why")
+
+
+def _fingerprint(clips: Sequence[ClipMeta]) -> str:
+    """A hash of which clips there are and how big they are; enough to notice that the data changed."""
+    import hashlib
+
+    rows = sorted(f"{clip.machine}|{clip.path.name}|{clip.path.stat().st_size}" for clip in clips)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> Detector | None:
+    if overwrite:
+        if (out / MANIFEST).is_file():  # so the folder is ours, and so are these
+            for old in ("training", "evaluation"):
+                shutil.rmtree(out / old, ignore_errors=True)
+            (out / MANIFEST).unlink()
+        _forget_checkpoints(out)
+        return None
+    if not (out / MANIFEST).is_file():
+        return None
+    detector = Detector.load(out)
+    if detector.facts.get("asked") != json.loads(json.dumps(asked)):
+        raise DetectorError(
+            f"{out} holds a detector that was fitted with other settings or clips; "
+            "choose another --out, or --overwrite it"
+        )
+    return detector
+
+
+def _forget_checkpoints(out: Path) -> None:
+    for checkpoint in (out / "training").glob("*.pt"):
+        checkpoint.unlink()
+
+
+def _assemble(
+    clips: Sequence[ClipMeta],
+    config: SystemConfig,
+    network: Any,
+    labels: LabelSpace | None,
+    held_out: frozenset[Path],
+    reader: ClipReader,
+    *,
+    workers: int,
+    progress: Progress,
+    failures: list[Failure],
+) -> Detector:
+    """Embed the normal clips, fit scorers and calibration a machine each."""
+    views = view_modules(config, network)
+    order = [list(range(at, min(at + EMBED_BATCH, len(clips)))) for at in range(0, len(clips), EMBED_BATCH)]
+    rows: dict[int, dict[str, NDArray[np.float32]]] = {}
+    seconds = 0.0
+    groups = _groups(clips)
+    group_of = {place: name for name, members in groups.items() for place in members}
+    builder = ProfileBuilder(LogMel(config.audio.rate, config.mel))
+    progress.start("embedding normal clips", len(clips))
+    for batch in load_batches(clips, order, reader, None, workers=workers, failures=failures):
+        for name, array in represent(views, batch).items():
+            for place, row in zip(batch.place.tolist(), array, strict=True):
+                rows.setdefault(place, {})[name] = row
+        builder.add([group_of[place] for place in batch.place.tolist()], batch)
+        seconds += float(batch.lengths.sum()) / config.audio.rate
+        progress.step(len(rows))
+    machines: dict[str, MachineDetector] = {}
+    profiles = builder.profiles()
+    for name, members in groups.items():
+        mine = [place for place in members if place in rows]
+        machines[name] = fit_machine(
+            name,
+            [clips[place] for place in mine],
+            {view: np.stack([rows[place][view] for place in mine]) for view in views},
+            profiles[name],
+            config,
+            labels,
+            held_out,
+        )
+        warning = machines[name].calibration.warning()
+        if warning:
+            progress.say(f"{name}: {warning}")
+        if network is not None and len(machines[name].calibration.scores) == len(mine):
+            progress.say(
+                f"{name}: too few clips could be held out of training, so the threshold rests on clips that the "
+                "network knows; expect more false alarms than asked for"
+            )
+    facts = {
+        "offkey": offkey.__version__,
+        "python": platform.python_version(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hours": round(seconds / 3600, 4),
+        "clips": {name: len(known.clips) for name, known in machines.items()},
+    }
+    return Detector(config, machines, network, labels, facts=facts)
+
+
+def _groups(clips: Sequence[ClipMeta]) -> dict[str, list[int]]:
+    """Clips by machine, or by machine and section where a machine has several sections."""
+    sections: dict[str, set[str]] = {}
+    for clip in clips:
+        sections.setdefault(clip.machine, set()).add(clip.section)
+    groups: dict[str, list[int]] = {}
+    for number, clip in enumerate(clips):
+        key = clip.machine if len(sections[clip.machine]) == 1 else f"{clip.machine}/{clip.section}"
+        groups.setdefault(key, []).append(number)
+    return dict(sorted(groups.items()))
+
+
+def fit_machine(
+    name: str,
+    clips: Sequence[ClipMeta],
+    embeddings: dict[str, NDArray[np.float32]],
+    profile: Profile,
+    config: SystemConfig,
+    labels: LabelSpace | None,
+    held_out: frozenset[Path] = frozenset(),
+) -> MachineDetector:
+    """Scorers on all normal clips of one machine, and a calibration in which no clip meets a scorer that knows it.
+
+    A network finds the clips that it was trained on too ordinary. Where enough clips were held out of its training
+    (`held_out`), the threshold and the scales on which scores are blended rest on their cross-fitted scores alone;
+    otherwise on those of all clips.
+    """
+    domains = [clip.domain.value for clip in clips]
+    identities = [labels.encode(clip)[0] if labels is not None else -1 for clip in clips]
+    references = {view: Reference(array, domain=domains, identity=identities) for view, array in embeddings.items()}
+    entries = config.scoring.scorers
+    any_view = next(iter(references.values()))
+    folds = folds_of(any_view, config.calibration.folds, seed=config.seed)
+    parts = np.empty((len(clips), len(entries)))
+    scorers = []
+    for number, entry in enumerate(entries):
+        reference = references[entry.view]
+        for fold in np.unique(folds):
+            away = folds == fold
+            fitted = build_scorer(entry.scorer, config.seed).fit(reference.take(~away))
+            parts[away, number] = fitted.score(reference.take(away).query())
+        scorers.append(build_scorer(entry.scorer, config.seed).fit(reference))
+    settings = config.calibration
+    fresh = np.array([clip.path in held_out for clip in clips])
+    if fresh.sum() < clips_needed(settings.false_alarm_rate):
+        fresh[:] = True
+    blended = range(len(entries)) if len(entries) > 1 else ()
+    quantiles = tuple(NormalQuantile.of(parts[fresh, number]) for number in blended)
+    scores = blend(parts, quantiles, [entry.weight for entry in entries])
+    return MachineDetector(
+        name=name,
+        clips=tuple(clip.path.name for clip in clips),
+        domains=tuple(domains),
+        identities=tuple(identities),
+        embeddings=embeddings,
+        scorers=tuple(scorers),
+        quantiles=quantiles,
+        calibration=Calibration(scores[fresh], settings.method, settings.false_alarm_rate),
+        profile=profile,
+    )

@@ -1,0 +1,113 @@
+"""An evaluated detector on disk -> the report page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offkey.assessment import FOLDER, KeptAssessment, KeptClip, read_assessment
+from offkey.audio.io import AudioConfig, read_clip
+from offkey.detector import Detector
+from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
+from offkey.report.page import write_report
+from offkey.report.projection import project
+from offkey.systems.settings import to_toml
+from offkey.types import Domain
+
+__all__ = ["report_data", "write_run_report"]
+
+_VIEWS = {"network": "the network's embeddings", "logmel": "log-mel statistics", "loudness": "loudness"}
+
+
+def write_run_report(run: Path, out: Path, title: str | None = None, examples: int = 3) -> Path:
+    """Write the page of a run folder (a detector with its `evaluation/`) to `out`; return its path.
+
+    Raises DetectorError or AssessmentError where one of the two is missing or damaged.
+    """
+    detector = Detector.load(run)
+    kept = read_assessment(run / FOLDER)
+    data = report_data(detector, kept, title or f"{run.absolute().name}: {', '.join(detector.machines)}")
+    # Players keep the recording's own level and both channels mixed: what a person would hear.
+    config = AudioConfig(rate=detector.config.audio.rate, channel=detector.config.audio.channel)
+    return write_report(data, out, audio=lambda path: (read_clip(path, config), config.rate), examples=examples)
+
+
+def report_data(detector: Detector, kept: KeptAssessment, title: str) -> ReportData:
+    """Everything that the page shows, from a detector and the evaluation kept beside it."""
+    rows: dict[str, list[int]] = {name: [] for name in detector.machines}
+    for number, clip in enumerate(kept.clips):
+        rows.setdefault(clip.machine, []).append(number)
+    machines = [_machine(detector, name, kept, mine) for name, mine in rows.items() if mine]
+    config = detector.config
+    facts = [
+        ("System", f"{config.system} – {config.about}" if config.about else config.system),
+        ("Learnt from", f"{sum(len(m.clips) for m in detector.machines.values())} normal clips, "
+         f"{60 * detector.facts.get('hours', 0):.0f} min"),
+        ("Scores", " + ".join(f"{e.scorer.name} on {_VIEWS[e.view]}" for e in config.scoring.scorers)),
+        ("Alarm rule", f"{config.calibration.method}, {100 * config.calibration.false_alarm_rate:g} % false alarms"),
+        ("Seed", str(config.seed)),
+        ("Data", Path(str(kept.facts["source"])).name),
+    ]  # fmt: skip
+    notes = [str(kept.facts["no_result"])] if kept.facts.get("no_result") else []
+    return ReportData(
+        title=title,
+        system=config.system,
+        created=str(kept.facts["created"]),
+        version=str(detector.facts.get("offkey", "")),
+        machines=machines,
+        result=kept.result,
+        facts=facts,
+        reasons=detector.reasons,
+        problems=[(file, reason) for file, reason in kept.facts["failures"]],
+        config_toml=to_toml(config),
+        notes=notes,
+    )
+
+
+def _machine(detector: Detector, name: str, kept: KeptAssessment, mine: Sequence[int]) -> MachineReport:
+    known = detector.machines[name]
+    view = detector.config.scoring.scorers[0].view
+    return MachineReport(
+        name=name,
+        clips=[_clip(kept.clips[number]) for number in mine],
+        threshold=detector.threshold(name),
+        false_alarm_rate=known.calibration.alpha,
+        reference_scores=np.asarray(known.calibration.scores, dtype=np.float64),
+        embedding=_map(known.embeddings, known.domains, kept.embeddings, mine, view),
+    )
+
+
+def _clip(clip: KeptClip) -> ClipReport:
+    return ClipReport(
+        file=clip.file,
+        path=clip.path,
+        score=clip.score,
+        is_anomalous=clip.is_anomalous,
+        p_value=clip.p_value,
+        domain=clip.domain,
+        condition=clip.condition,
+    )
+
+
+def _map(
+    reference: Mapping[str, NDArray[Any]],
+    domains: Sequence[str],
+    scored: Mapping[str, NDArray[Any]],
+    mine: Sequence[int],
+    view: str,
+) -> EmbeddingMap | None:
+    known, asked = reference[view], scored[view][list(mine)]
+    if known.shape[1] < 2:
+        return None  # loudness is one number: there is no plane to draw
+    places = project(known, asked)
+    return EmbeddingMap(
+        reference=places.reference,
+        clips=places.query,
+        reference_domains=[Domain(domain) for domain in domains],
+        explained=places.explained,
+        method=f"principal components of {_VIEWS[view]}, each dimension standardised",
+    )

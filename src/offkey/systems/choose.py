@@ -1,0 +1,96 @@
+"""`auto`: looks at what there is to learn from, settles every open setting, and says why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from offkey.data.labels import LabelSpace
+from offkey.systems.config import SystemConfig
+from offkey.types import ClipMeta, Content
+
+__all__ = ["choose"]
+
+FEWEST_CLIPS = 40
+"""Normal clips below which a network would learn the clips by heart instead of the machine."""
+
+SMALLEST_CLASS = 5
+FEWEST_CLASSES = 2
+
+
+def choose(
+    config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequence[ClipMeta] = ()
+) -> tuple[SystemConfig, list[str]]:
+    """Settle an `auto` system for these training clips (`extra`: supplemental ones); other systems stay as they are.
+
+    Label settings that somebody gave (`--set labels.…`) are kept.
+
+    Returns settings whose kind is no longer "auto", and a sentence for each choice.
+    """
+    if config.kind != "auto":
+        return config, []
+    machines = sorted({clip.machine for clip in clips})
+    reasons: list[str] = []
+    if len(clips) < FEWEST_CLIPS:
+        reasons.append(
+            f"{len(clips)} normal clips are too few to train a network (it takes {FEWEST_CLIPS}): "
+            "training-free log-mel statistics"
+        )
+        scorers = [entry for entry in config.scoring.scorers if entry.view != "network"]
+        return _changed(config, kind="training-free", scoring={"scorers": scorers}), reasons
+
+    labels: dict[str, Any] = {"supplemental": False}
+    sizes = Counter(LabelSpace.of(clips, "attributes").name(clip) for clip in clips if clip.attributes)
+    classes = sum(count >= SMALLEST_CLASS for count in sizes.values())
+    unnamed = [name for name in machines if not any(clip.attributes for clip in clips if clip.machine == name)]
+    if classes >= FEWEST_CLASSES * len(machines):
+        labels["identity"] = "attributes"
+        reasons.append(
+            f"{classes} combinations of machine and known setting with {SMALLEST_CLASS} clips or more: "
+            "the network learns to tell them apart"
+        )
+    elif unnamed:
+        labels["identity"] = "clusters"
+        reasons.append(
+            f"settings of {', '.join(unnamed)} are not told: clips that sound alike are clustered into pseudo-classes"
+        )
+    else:
+        labels["identity"] = "attributes"
+        reasons.append(f"{max(classes, 1)} known setting(s) for {len(machines)} machine(s)")
+    if classes < FEWEST_CLASSES * len(machines):
+        labels["speeds"] = (1.0, 1.05, 1.1)
+        reasons.append(
+            "few classes to tell apart: every clip is also played 5 % and 10 % faster, as classes of their own"
+        )
+    pool = [clip for clip in extra if clip.content is Content.NOISE]
+    if extra:
+        labels["supplemental"] = True
+        reasons.append(
+            f"{len(extra)} supplemental clips ({len(pool)} of noise alone) join training as classes of their own"
+        )
+    if pool:
+        reasons.append("noise recordings are mixed into training clips, so that the network learns to hear past them")
+    reasons.append(
+        "scores of the network's embedding and of log-mel statistics are blended, because either can be deaf"
+    )
+    told = config.labels.model_fields_set & labels.keys()
+    if told:
+        labels = {name: value for name, value in labels.items() if name not in told}
+        reasons.append(f"as the settings say: {', '.join(f'labels.{name}' for name in sorted(told))}")
+    return _changed(config, kind="discriminative", labels=labels), reasons
+
+
+def _changed(config: SystemConfig, **changes: Any) -> SystemConfig:
+    tree = config.model_dump()
+    for key, value in changes.items():
+        _lay(tree, key, value)
+    return SystemConfig.model_validate(tree)
+
+
+def _lay(tree: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(value, dict) and isinstance(tree.get(key), dict):
+        for inner, below in value.items():
+            _lay(tree[key], inner, below)
+    else:
+        tree[key] = value

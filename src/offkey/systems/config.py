@@ -1,0 +1,161 @@
+"""The settings of a system: one typed tree, one TOML preset a system, `--set` overrides.
+
+Every room describes its own settings beside its code; this module only puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from offkey.audio.io import AudioConfig
+from offkey.audio.mel import MelConfig
+from offkey.models.config import DiscriminativeConfig
+from offkey.objectives.config import MultiTaskConfig
+from offkey.scoring import ScorerConfig
+from offkey.systems.settings import SettingsError, apply_overrides, read_toml, validate
+from offkey.training.config import AugmentationConfig, TrainingConfig
+
+__all__ = [
+    "CalibrationConfig",
+    "LabelConfig",
+    "ScoringConfig",
+    "SystemConfig",
+    "ViewScorer",
+    "load_preset",
+    "preset_names",
+]
+
+View = Literal["network", "logmel", "loudness"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LabelConfig(_Settings):
+    """Which classes a discriminative model learns to tell apart."""
+
+    identity: Literal["attributes", "domain", "machine", "clusters"] = Field(
+        "attributes",
+        description="attributes: machine x known settings, else machine x domain; clusters: groups found in "
+        "log-mel statistics; domain or machine alone",
+    )
+    clusters: int = Field(0, ge=0, description="clusters a machine; 0 chooses by silhouette, without labels")
+    speeds: tuple[Annotated[float, Field(gt=0.5, lt=2.0)], ...] = Field(
+        (1.0,),
+        description="signal-level variants: each clip is also played at these speeds, and every speed is a "
+        "class of its own; the first must be 1.0",
+    )
+    supplemental: bool = Field(
+        False,
+        description="clips of the machine alone and of noise alone join training as classes of their own",
+    )
+
+    @model_validator(mode="after")
+    def _natural_speed_first(self) -> LabelConfig:
+        if not self.speeds or self.speeds[0] != 1.0 or len(set(self.speeds)) != len(self.speeds):
+            raise ValueError("speeds must begin with 1.0 and hold no value twice")
+        return self
+
+
+class ViewScorer(_Settings):
+    """One scorer and the view of a clip that it judges."""
+
+    view: View = Field("network", description="network: the trained embedding; logmel: statistics; loudness")
+    scorer: ScorerConfig
+    weight: float = Field(1.0, gt=0, description="share in the blend")
+
+
+class ScoringConfig(_Settings):
+    """Scorers whose normal quantiles are averaged (a lone scorer is used as it is)."""
+
+    scorers: tuple[ViewScorer, ...] = Field(min_length=1)
+
+
+class StatisticsConfig(_Settings):
+    """The training-free view: log-mel statistics over time."""
+
+    mean: bool = Field(True, description="mean over time of every band")
+    std: bool = Field(False, description="standard deviation over time of every band")
+
+
+class CalibrationConfig(_Settings):
+    """How normal clips become a threshold."""
+
+    method: Literal["conformal", "gamma"] = Field("conformal", description="gamma is the challenge's rule")
+    false_alarm_rate: float = Field(0.1, gt=0, lt=1, description="share of normal clips that may raise an alarm")
+    folds: int = Field(5, ge=2, description="parts of the cross-fit")
+
+
+class SystemConfig(_Settings):
+    """Everything that makes a system, and nothing of the data."""
+
+    system: str = Field(description="name of the recipe")
+    about: str = Field("", description="one sentence on what it does")
+    kind: Literal["discriminative", "training-free", "auto"] = Field(
+        "training-free", description="whether a network is trained; auto decides when it has seen the recordings"
+    )
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    audio: AudioConfig = AudioConfig()
+    mel: MelConfig = MelConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
+    labels: LabelConfig = LabelConfig()
+    model: DiscriminativeConfig = DiscriminativeConfig()
+    objective: MultiTaskConfig = MultiTaskConfig()
+    training: TrainingConfig = TrainingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    scoring: ScoringConfig
+    calibration: CalibrationConfig = CalibrationConfig()
+
+    @model_validator(mode="after")
+    def _network_needs_training(self) -> SystemConfig:
+        if self.kind == "training-free" and any(entry.view == "network" for entry in self.scoring.scorers):
+            raise ValueError("a training-free system has no network for a scorer to look at")
+        return self
+
+
+def preset_names() -> list[str]:
+    """The names that `--system` takes, in alphabetical order."""
+    folder = resources.files("offkey.systems") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_preset(
+    system: str | Path, overrides: Iterable[str] = (), extra: Mapping[str, Any] | None = None
+) -> SystemConfig:
+    """Read a preset by name, or a TOML file by path, with overrides applied.
+
+    `overrides` are `KEY=VALUE` texts; `extra` is a tree laid over the preset before them.
+    Raises SettingsError for a system, key or value that does not exist, naming the nearest one.
+
+    >>> load_preset("discriminative", ["training.epochs=5"]).training.epochs
+    5
+    """
+    path = Path(system)
+    if path.suffix == ".toml":
+        tree = read_toml(path)
+        where = str(path)
+    else:
+        if str(system) not in preset_names():
+            raise SettingsError(
+                f"there is no system {str(system)!r}; known: {', '.join(preset_names())}, or a path to a .toml file"
+            )
+        text = resources.files("offkey.systems").joinpath(f"presets/{system}.toml")
+        with resources.as_file(text) as file:
+            tree = read_toml(file)
+        where = f"system {system!r}"
+    tree = _merge(tree, extra or {})
+    return validate(SystemConfig, apply_overrides(tree, overrides), where)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result

@@ -1,0 +1,89 @@
+"""`auto` settles every open setting by what there is to learn from, and says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from offkey.systems.choose import FEWEST_CLIPS, choose
+from offkey.systems.config import load_preset, preset_names
+from offkey.types import ClipMeta, Content, Domain, Split
+
+
+def clips(machine: str, count: int, settings: int = 0, content: Content = Content.MIXTURE) -> list[ClipMeta]:
+    """`count` normal clips, evenly over that many known settings (0: none is told)."""
+    return [
+        ClipMeta(
+            Path(f"{machine}/{content}-{number}.wav"), machine, domain=Domain.SOURCE, split=Split.TRAIN,
+            attributes=(("spd", str(number % settings)),) if settings else (), content=content,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+AUTO = load_preset("auto")
+
+
+def test_known_settings_become_classes() -> None:
+    config, reasons = choose(AUTO, clips("fan", 30, 3) + clips("pump", 30, 2))
+    assert (config.kind, config.labels.identity, config.labels.speeds) == ("discriminative", "attributes", (1.0,))
+    assert "5 combinations of machine and known setting" in reasons[0]
+    assert not config.labels.supplemental
+
+
+def test_a_lone_folder_gets_clusters_and_variants() -> None:
+    config, reasons = choose(AUTO, clips("press", FEWEST_CLIPS))
+    assert (config.kind, config.labels.identity) == ("discriminative", "clusters")
+    assert config.labels.speeds[0] == 1.0
+    assert len(config.labels.speeds) > 1
+    text = " ".join(reasons)
+    assert "settings of press are not told" in text
+    assert "faster" in text
+
+
+def test_too_few_clips_train_no_network() -> None:
+    config, reasons = choose(AUTO, clips("press", FEWEST_CLIPS - 1))
+    assert config.kind == "training-free"
+    assert all(entry.view != "network" for entry in config.scoring.scorers)
+    assert len(config.scoring.scorers) > 0
+    assert f"{FEWEST_CLIPS - 1} normal clips are too few" in reasons[0]
+
+
+def test_a_setting_of_few_clips_is_no_class() -> None:
+    config, _ = choose(AUTO, clips("fan", 60, 30))  # two clips each
+    assert len(config.labels.speeds) > 1
+    assert config.labels.identity == "attributes"
+
+
+def test_supplemental_clips_join_and_noise_is_mixed_in() -> None:
+    known = clips("fan", 60, 3)
+    noise, clean = clips("fan", 4, content=Content.NOISE), clips("fan", 4, content=Content.MACHINE)
+    config, reasons = choose(AUTO, known, noise + clean)
+    assert config.labels.supplemental
+    assert "pool" in config.augmentation.noise.kinds
+    assert "8 supplemental clips (4 of noise alone)" in " ".join(reasons)
+    assert "noise recordings are mixed in" in " ".join(reasons)
+    config, reasons = choose(AUTO, known, clean)
+    assert config.labels.supplemental
+    assert "noise recordings are mixed in" not in " ".join(reasons)
+
+
+def test_clips_in_any_order_are_settled_alike() -> None:
+    known = clips("fan", 30, 3) + clips("pump", 30)
+    assert choose(AUTO, known) == choose(AUTO, known[::-1])
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if load_preset(name).kind != "auto"])
+def test_other_systems_are_left_as_they_are(name: str) -> None:
+    config = load_preset(name)
+    assert choose(config, clips("fan", 3)) == (config, [])
+
+
+@pytest.mark.parametrize("count", [5, 60])
+def test_what_is_chosen_is_not_open_any_more(count: int) -> None:
+    config, reasons = choose(AUTO, clips("fan", count, 2))
+    assert config.kind != "auto"
+    assert reasons
+    assert choose(config, clips("fan", count)) == (config, [])
+    assert config.system == "auto"

@@ -1,0 +1,152 @@
+"""Many systems and seeds in one table; what is finished is never done again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import offkey.benchmarking as room
+from offkey.benchmarking import BenchmarkError, benchmark
+from offkey.cli.app import run
+from offkey.progress import Quiet
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Runs of the benchmark happen in this process (a process each takes seconds), and are noted."""
+    noted: list[list[str]] = []
+
+    def here(arguments: list[str]) -> tuple[float, float]:
+        noted.append(arguments)
+        code = run(arguments)
+        if code not in (0, 1):
+            raise BenchmarkError(f"`offkey {arguments[0]}` ended with {code}")
+        return 0.25, 100.0
+
+    monkeypatch.setattr(room, "_command", here)
+    return noted
+
+
+def bench(
+    source: Path, out: Path, systems: list[str], seeds: list[int], **keywords: Any
+) -> tuple[list[Any], list[str]]:
+    failures: list[str] = []
+    runs = benchmark(source, systems, seeds, out, progress=Quiet(), failures=failures, **keywords)
+    return runs, failures
+
+
+SYSTEMS = ["loudness", "logmel-knn"]
+
+
+def test_two_systems_and_two_seeds_make_a_table(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:
+    runs, failures = bench(small_set, tmp_path, SYSTEMS, [0, 1])
+    assert failures == []
+    assert [(found.system, found.seed) for found in runs] == [
+        ("loudness", 0), ("loudness", 1), ("logmel-knn", 0), ("logmel-knn", 1),
+    ]  # fmt: skip
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["system"], row["seed"]) for row in rows] == [(found.system, str(found.seed)) for found in runs]
+    for row, found in zip(rows, runs, strict=True):
+        assert float(row["official_score"]) == found.result.official_score
+        assert float(row["fit_seconds"]) == found.fit_seconds
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert {row["system"] for row in csv.DictReader(file)} == set(SYSTEMS)
+    assert all(name in (tmp_path / "table.md").read_text(encoding="utf-8") for name in SYSTEMS)
+    for found in runs:
+        assert (found.folder / "manifest.json").is_file()
+        assert json.loads((found.folder / "config.toml").read_text().split("seed = ")[1].split()[0]) == found.seed
+
+
+def test_finished_runs_are_not_done_again(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:
+    first, _ = bench(small_set, tmp_path, ["loudness"], [0])
+    assert [arguments[0] for arguments in commands] == ["fit", "evaluate"]
+    again, _ = bench(small_set, tmp_path, ["loudness", "logmel-knn"], [0])
+    assert [arguments[0] for arguments in commands] == ["fit", "evaluate"] * 2
+    assert again[0] == first[0]
+    assert [found.system for found in again] == ["loudness", "logmel-knn"]
+
+
+def test_a_run_that_was_killed_between_its_steps_goes_on(
+    small_set: Path, tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = room._command
+
+    def killed(arguments: list[str]) -> tuple[float, float]:
+        if arguments[0] == "evaluate":
+            raise KeyboardInterrupt
+        return ours(arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "_command", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bench(small_set, tmp_path, ["logmel-knn"], [0])
+    model = tmp_path / "logmel-knn-seed0"
+    fitted = (model / "scorer.safetensors").stat().st_mtime_ns
+    runs, failures = bench(small_set, tmp_path, ["logmel-knn"], [0])
+    assert (len(runs), failures) == (1, [])
+    assert (model / "scorer.safetensors").stat().st_mtime_ns == fitted
+
+
+def test_one_failure_ends_one_run(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:
+    runs, failures = bench(small_set, tmp_path, ["loudnes", "loudness"], [0])
+    assert [found.system for found in runs] == ["loudness"]
+    assert len(failures) == 1
+    assert failures[0].startswith("loudnes-seed0: ")
+
+
+def test_other_settings_need_another_folder(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:
+    bench(small_set, tmp_path, ["loudness"], [0])
+    runs, failures = bench(small_set, tmp_path, ["loudness"], [0], overrides=["calibration.folds=3"])
+    assert runs == []
+    assert "made from other data or settings; choose another --out" in failures[0]
+
+
+def test_overrides_and_groups_reach_the_runs(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:
+    table = tmp_path / "groups.csv"
+    names = [path.name for path in small_set.glob("*/test/*.wav")]
+    table.write_text("file,group\n" + "".join(f"{name},{name[:30]}\n" for name in names))
+    runs, _ = bench(
+        small_set, tmp_path, ["loudness"], [0], overrides=["calibration.folds=3"], groups=f"{table}:group", workers=0
+    )
+    assert runs[0].result.grouped
+    assert "calibration.folds=3" in commands[0]
+    assert commands[0][-2:] == commands[1][-2:] == ["--workers", "0"]
+
+
+def test_a_set_without_labels_cannot_be_compared(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:
+    hidden = Path(shutil.copytree(small_set, tmp_path / "set"))
+    for number, path in enumerate(sorted(hidden.glob("*/test/*.wav"))):
+        path.rename(path.with_name(f"section_00_{number:04d}.wav"))
+    runs, failures = bench(hidden, tmp_path / "out", ["loudness"], [0])
+    assert runs == []
+    assert "no labelled test clips" in failures[0]
+
+
+def test_the_command_runs_processes_and_is_resumable(
+    small_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["benchmark", str(small_set), "--systems", "loudness, nonsense", "--out", str(tmp_path), "--json"]
+    assert run(command) == 1
+    said = capsys.readouterr()
+    assert "nonsense-seed0: `offkey fit` ended with 2" in said.err
+    assert "there is no system 'nonsense'" in said.err
+    found = json.loads(said.out)
+    assert [entry["system"] for entry in found] == ["loudness"]
+    assert found[0]["peak_mib"] > 50
+    assert found[0]["fit_seconds"] > 0
+    assert run([*command[:3], "loudness", *command[4:6]]) == 0
+    said = capsys.readouterr()
+    assert "table.md" in said.out
+    record = json.loads((tmp_path / "loudness-seed0" / "run.json").read_text())
+    assert record["fit_seconds"] == found[0]["fit_seconds"]
+
+
+def test_seeds_that_are_none_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["benchmark", "x", "--systems", "loudness", "--out", str(tmp_path), "--seeds", "a"]) == 2
+    assert "expected whole numbers with commas between" in capsys.readouterr().err
