@@ -216,7 +216,9 @@ class Detector:
     ) -> Explanation:
         """Where and when a clip departs from what normal clips of its machine sound like; arguments as for `score`."""
         waveform, key = self._waveform(clip, machine, rate)
-        return explain_waveform(waveform, LogMel(self.config.audio.rate, self.config.mel), self.machines[key].profile)
+        mel = LogMel(self.config.audio.rate, self.config.mel)
+        levelled = self.config.audio.level_dbfs is not None
+        return explain_waveform(waveform, mel, self.machines[key].profile, levelled)
 
     def represent(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """The views of a batch that the scorers look at, (B, D) float32 each."""
@@ -239,7 +241,7 @@ class Detector:
 
     def _verdicts(self, keys: Sequence[str], views: Mapping[str, NDArray[np.float32]]) -> list[Verdict]:
         entries = self.config.scoring.scorers
-        labels = [f"{entry.view}:{entry.scorer.name}" for entry in entries]
+        labels = self.config.scoring.names
         verdicts: list[Verdict | None] = [None] * len(keys)
         for key in dict.fromkeys(keys):
             rows = [row for row, other in enumerate(keys) if other == key]

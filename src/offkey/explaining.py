@@ -78,13 +78,21 @@ def profile_of(total: NDArray[np.float64], squares: NDArray[np.float64], count: 
     return Profile(mean.astype(np.float32), np.maximum(spread, _SMALLEST_SPREAD_DB).astype(np.float32))
 
 
-def explain_waveform(waveform: NDArray[np.float32], mel: LogMel, profile: Profile) -> Explanation:
-    """Find the strangest region of a mono clip (T,) at the model's rate."""
+def explain_waveform(
+    waveform: NDArray[np.float32], mel: LogMel, profile: Profile, levelled: bool = False
+) -> Explanation:
+    """Find the strangest region of a mono clip (T,) at the model's rate.
+
+    `levelled`: clips are brought to one level before they are judged. A loud fault then pushes everything else down,
+    so the median difference, over all bands and frames, is taken off first.
+    """
     import torch
     from scipy import ndimage
 
     level = mel(torch.from_numpy(np.array(waveform, dtype=np.float32))[None])[0].numpy()
     decibels = level - profile.mean[:, None]
+    if levelled:
+        decibels -= np.median(decibels)
     frame = mel.config.hop / mel.rate
     # single frames of noise fluctuate by several dB: look at what lasts
     width = max(1, round(_SMOOTH_SECONDS / frame))

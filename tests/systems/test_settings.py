@@ -131,8 +131,8 @@ def test_an_override_that_leads_nowhere_is_told(text: str, words: str) -> None:
 
 
 def test_overrides_reach_into_a_preset() -> None:
-    config = load_preset("auto", ["scoring.scorers.1.scorer.k=7", 'audio.channel="0"', "labels.speeds=[1.0, 1.2]"])
-    assert config.scoring.scorers[1].scorer.k == 7
+    config = load_preset("auto", ["scoring.scorers.0.scorer.k=7", "audio.channel=0", "labels.speeds=[1.0, 1.2]"])
+    assert config.scoring.scorers[0].scorer.k == 7
     assert config.audio.channel == "0"
     assert config.labels.speeds == (1.0, 1.2)
 

@@ -76,6 +76,15 @@ class ScoringConfig(_Settings):
 
     scorers: tuple[ViewScorer, ...] = Field(min_length=1)
 
+    @property
+    def names(self) -> list[str]:
+        """A name a scorer, view:scorer, with a number where two would have the same."""
+        plain = [f"{entry.view}:{entry.scorer.name}" for entry in self.scorers]
+        return [
+            name if plain.count(name) == 1 else f"{name}.{plain[: place + 1].count(name)}"
+            for place, name in enumerate(plain)
+        ]
+
 
 class StatisticsConfig(_Settings):
     """The training-free view: log-mel statistics over time."""
