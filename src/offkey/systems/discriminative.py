@@ -142,6 +142,7 @@ def train_network(
         "classes": list(names),
         "clips": len(learning),
         "held_out": len(waiting),
+        "held_out_clips": [f"{clip.machine}/{clip.path.name}" for clip in waiting],
         "parameters": sum(weights.numel() for weights in network.parameters()),
         "history": history.to_dict(),
     }
