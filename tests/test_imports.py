@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"types", "audio"},
     "models": {"types", "audio"},
     "training": {"types", "progress", "models", "objectives", "data"},
-    "evaluation": {"types", "scoring"},
+    "evaluation": {"types", "files", "scoring"},
 }
 ROOMS["systems"] = {"types", "progress", "audio", "data", "models", "objectives", "training", "scoring"}
 ROOMS["explaining"] = {"types", "files", "audio", "scoring"}
@@ -36,7 +36,7 @@ ROOMS["detector"] = BELOW - {"evaluation"}
 ROOMS["fitting"] = (BELOW | {"detector", "__init__"}) - {"evaluation", "card"}
 ROOMS["assessment"] = {"types", "files", "progress", "data", "detector", "evaluation"}
 ROOMS["benchmarking"] = {"types", "files", "progress", "assessment", "evaluation"}
-ROOMS["report"] = {"types", "evaluation"}
+ROOMS["report"] = {"types", "files", "evaluation"}
 ROOMS["report/assemble"] = {"report", "types", "audio", "systems", "detector", "assessment"}
 ROOMS["__init__"] = {"detector", "fitting"}
 ROOMS["__main__"] = {"cli"}

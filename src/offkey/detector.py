@@ -32,7 +32,7 @@ from offkey.explaining import Explanation, Profile, explain_waveform
 from offkey.files import sha256, write_whole
 from offkey.models.discriminative import Discriminative
 from offkey.models.statistics import LogMelStatistics, Loudness
-from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, scorer_from_state
+from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, blend, scorer_from_state
 from offkey.systems.config import SystemConfig, ViewScorer
 from offkey.systems.settings import read_toml, to_toml, validate
 from offkey.types import Batch, Clip, ClipMeta, OffkeyError, Verdict
@@ -94,17 +94,6 @@ class MachineDetector:
         pairs = zip(entries, self.scorers, strict=True)
         parts = np.stack([scorer.score(Query(embeddings[entry.view])) for entry, scorer in pairs], axis=1)
         return blend(parts, self.quantiles, [entry.weight for entry in entries]), parts
-
-
-def blend(
-    parts: NDArray[np.float64], quantiles: Sequence[NormalQuantile], weights: Sequence[float]
-) -> NDArray[np.float64]:
-    """(M,) from scores (M, S): the lone scorer's own, or the weighted mean of each scorer's normal quantile."""
-    if not quantiles:
-        return parts[:, 0]
-    columns = np.stack([to(parts[:, number]) for number, to in enumerate(quantiles)], axis=1)
-    share = np.asarray(weights, dtype=np.float64)
-    return np.asarray(columns @ (share / share.sum()))
 
 
 @dataclass

@@ -25,10 +25,10 @@ from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, Failure, load_batches
 from offkey.data.source import Source, open_source
-from offkey.detector import MANIFEST, Detector, DetectorError, MachineDetector, blend, represent, view_modules
+from offkey.detector import MANIFEST, Detector, DetectorError, MachineDetector, represent, view_modules
 from offkey.explaining import Profile, ProfileBuilder
 from offkey.progress import Progress, Quiet
-from offkey.scoring import Calibration, NormalQuantile, Reference, build_scorer, folds_of
+from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, folds_of
 from offkey.scoring.calibrate import clips_needed
 from offkey.systems.choose import choose
 from offkey.systems.config import SystemConfig, load_preset

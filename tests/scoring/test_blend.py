@@ -4,20 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm
 
-from offkey.scoring import (
-    Blend,
-    BlendOptions,
-    LevelOptions,
-    MahalanobisOptions,
-    NeighboursOptions,
-    NormalQuantile,
-    Query,
-    ScoringError,
-    build_scorer,
-)
-from offkey.scoring import cross_fit as fit_across
+from offkey.scoring import NormalQuantile, ScoringError, blend
 
 
 @settings(max_examples=200, deadline=None)
@@ -65,60 +54,21 @@ def test_needs_scores(scores):
         NormalQuantile.of(np.array(scores, dtype=float))
 
 
-def test_blend_is_the_weighted_mean_of_cross_fitted_quantiles(reference):
-    parts = (MahalanobisOptions(), NeighboursOptions(k=2))
-    options = BlendOptions(parts=parts, weights=(1.0, 3.0), folds=4)
-    query = Query(np.random.default_rng(3).normal(3.0, 2.0, size=(15, 6)))
-    scorer = Blend(options, seed=2).fit(reference)
-    expected = np.zeros(15)
-    for part, weight in zip(parts, (0.25, 0.75), strict=True):
-        # the blend fits its folds on the reference in canonical order; here on its own copy of that order
-        normal = fit_across(lambda p=part: build_scorer(p, 2), canonical(reference), folds=4, seed=2)
-        expected += weight * NormalQuantile.of(normal)(build_scorer(part, 2).fit(reference).score(query))
-    np.testing.assert_allclose(scorer.score(query), expected)
+def test_blend_is_the_weighted_mean_of_quantiles():
+    rng = np.random.default_rng(3)
+    maps = [NormalQuantile.of(rng.gamma(2.0, size=30)), NormalQuantile.of(rng.normal(50.0, 9.0, size=30))]
+    parts = np.stack([rng.gamma(2.0, size=15), rng.normal(50.0, 9.0, size=15)], axis=1)
+    expected = [0.25 * maps[0](row[:1])[0] + 0.75 * maps[1](row[1:])[0] for row in parts]
+    np.testing.assert_allclose(blend(parts, maps, [1.0, 3.0]), expected)
 
 
-def canonical(reference):
-    from offkey.scoring.base import _canonical_order
-
-    return reference.take(_canonical_order(reference))
-
-
-def test_a_blend_of_one_part_ranks_as_that_part(reference):
-    query = Query(np.random.default_rng(3).normal(3.0, 4.0, size=(60, 6)))
-    part = MahalanobisOptions(centre="domain")
-    alone = build_scorer(part).fit(reference).score(query)
-    blended = Blend(BlendOptions(parts=(part,))).fit(reference).score(query)
-    assert spearmanr(alone, blended).statistic == pytest.approx(1.0)
-    assert len(np.unique(blended)) == len(np.unique(alone))
+def test_the_unit_of_a_part_does_not_matter():
+    rng = np.random.default_rng(4)
+    normal, asked = rng.gamma(2.0, size=(2, 40)), rng.gamma(3.0, size=(9, 2))
+    plain = blend(asked, [NormalQuantile.of(column) for column in normal], [1.0, 1.0])
+    scaled = [NormalQuantile.of(1e6 * normal[0] - 5), NormalQuantile.of(normal[1])]
+    np.testing.assert_allclose(blend(asked * [1e6, 1] - [5, 0], scaled, [1.0, 1.0]), plain, rtol=1e-6, atol=1e-9)
 
 
-def test_parts_are_told_apart(reference):
-    options = BlendOptions(parts=(NeighboursOptions(), NeighboursOptions(k=3), LevelOptions()))
-    scorer = Blend(options).fit(reference)
-    query = reference.take([0, 1]).query()
-    parts = scorer.part_scores(query)
-    assert list(parts) == ["neighbours.0", "neighbours.1", "level"]
-    np.testing.assert_array_equal(
-        parts["neighbours.1"], build_scorer(NeighboursOptions(k=3)).fit(reference).score(query)
-    )
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"weights": (1.0,)}, "2 parts but 1 weights"),
-        ({"weights": (1.0, -1.0)}, "≥ 0"),
-        ({"weights": (0.0, 0.0)}, "not all 0"),
-        ({"parts": ()}, "at least 1"),
-        ({"parts": ({"name": "blend"},)}, "blend"),
-    ],
-)
-def test_refuses_weights_that_do_not_fit(settings, message):
-    with pytest.raises(ValueError, match=message):
-        BlendOptions(**settings)
-
-
-def test_one_clip_cannot_be_blended(reference):
-    with pytest.raises(ScoringError, match="at least 2 normal clips"):
-        Blend().fit(reference.take([0]))
+def test_a_lone_scorer_is_used_as_it_is():
+    np.testing.assert_array_equal(blend(np.array([[3.0], [1.0]]), (), [1.0]), [3.0, 1.0])

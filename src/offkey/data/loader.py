@@ -6,7 +6,7 @@ the epoch and the place of the clip, never from which thread was quicker.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -148,41 +148,24 @@ def load_batches(
     reader: ClipReader,
     labels: LabelSpace | None = None,
     workers: int = 2,
-    crop_seconds: float | None = None,
-    seed: int = 0,
-    epoch: int = 0,
     failures: list[Failure] | None = None,
 ) -> Iterator[Batch]:
     """Decode `clips` in batches by `order` (places in `clips`), `workers` threads ahead of the use.
 
-    Clips of a batch are padded with zeros at the end to the longest. With `crop_seconds` every clip becomes
-    a window of that length at a random place (a shorter clip is repeated until it fills it); the place
-    follows from (seed, epoch, place of the clip, how often it came before in this epoch).
+    Clips of a batch are padded with zeros at the end to the longest.
 
     A clip that cannot be read is left out and noted in `failures`, once; without such a list its
     `AudioError` is raised. A batch of which nothing is left is skipped.
     """
-    size = None if crop_seconds is None else max(1, round(crop_seconds * reader.config.rate))
     codes = None if labels is None else [labels.encode(clip) for clip in clips]
     heads = 0 if labels is None else len(labels.attribute_heads)
-    came: Counter[int] = Counter()
     noted: set[int] = set()
 
-    def jobs(places: Sequence[int]) -> list[tuple[int, int]]:
-        listed = []
-        for place in places:
-            listed.append((int(place), came[int(place)]))
-            came[int(place)] += 1
-        return listed
-
-    def load(place: int, repeat: int) -> NDArray[np.float32] | AudioError:
+    def load(place: int) -> NDArray[np.float32] | AudioError:
         try:
-            wave = reader.read(clips[place].path)
+            return reader.read(clips[place].path)
         except AudioError as error:
             return error
-        if size is None:
-            return wave
-        return _window(wave, size, np.random.default_rng([seed, epoch, place, repeat]))
 
     def gather(places: Sequence[int], waves: list[Any]) -> Batch | None:
         good: list[tuple[int, NDArray[np.float32]]] = []
@@ -213,13 +196,13 @@ def load_batches(
     def decoded() -> Iterator[tuple[Sequence[int], list[Any]]]:
         if workers <= 0:
             for places in order:
-                yield places, [load(*job) for job in jobs(places)]
+                yield places, [load(int(place)) for place in places]
             return
         waiting: deque[tuple[Sequence[int], list[Future[Any]]]] = deque()
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
             try:
                 for places in order:
-                    waiting.append((places, [pool.submit(load, *job) for job in jobs(places)]))
+                    waiting.append((places, [pool.submit(load, int(place)) for place in places]))
                     if len(waiting) > _AHEAD:
                         first, futures = waiting.popleft()
                         yield first, [future.result() for future in futures]
@@ -235,11 +218,3 @@ def load_batches(
         batch = gather(places, waves)
         if batch is not None:
             yield batch
-
-
-def _window(wave: NDArray[np.float32], size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """`size` samples from a random place; a shorter clip is repeated until it fills them."""
-    if len(wave) < size:
-        return np.resize(wave, size)
-    start = int(rng.integers(len(wave) - size + 1))
-    return wave[start : start + size]

@@ -10,13 +10,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from offkey.evaluation.protocol import ScoredClip
+from offkey.files import write_whole
 from offkey.types import Condition, Domain, OffkeyError
 
 __all__ = ["SubmissionError", "Truth", "read_submission", "read_truth", "truth_of_name", "write_submission"]
@@ -236,14 +235,6 @@ def _complete(folder: Path, clips: Sequence[ScoredClip], truth: Truth) -> None:
 
 
 def _write(path: Path, rows: Sequence[tuple[str, str]]) -> Path:
-    """Write to a temporary name in the same folder, then put it in place in one step."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream, lineterminator="\n").writerows(rows)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return write_whole(path, text.getvalue())

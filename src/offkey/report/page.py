@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
+from offkey.files import write_whole
 from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
 from offkey.report.examples import AudioReader, Examples, afford, gather
 from offkey.report.figures import (
@@ -202,25 +201,9 @@ def write_report(
     media = afford(chosen, max(0, room))
     views = [view._replace(examples=shown) for view, shown in zip(bare, chosen, strict=True)]
     content = _encoded(render(data, views, media))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(partial).chmod(0o666 & ~_umask())
-        Path(partial).replace(out)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    return out
+    return write_whole(out, content)
 
 
 def _encoded(page: str) -> bytes:
     """UTF-8; bytes of file names that are not text (lone surrogates) are spelt out."""
     return page.encode("utf-8", "backslashreplace")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions, ScoringError
-from offkey.scoring.blend import Blend, BlendOptions, NormalQuantile
+from offkey.scoring.blend import NormalQuantile, blend
 from offkey.scoring.calibrate import Calibration, clips_needed, cross_fit, folds_of
 from offkey.scoring.density import Density, DensityOptions
 from offkey.scoring.gmm import Mixture, MixtureOptions
@@ -32,8 +32,7 @@ __all__ = [
     "DensityOptions",
     "Level",
     "LevelOptions",
-    "Blend",
-    "BlendOptions",
+    "blend",
     "NormalQuantile",
     "Calibration",
     "clips_needed",

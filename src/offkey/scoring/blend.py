@@ -7,36 +7,17 @@ distribution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions, ScoringError
-from offkey.scoring.calibrate import cross_fit
-from offkey.scoring.density import Density, DensityOptions
-from offkey.scoring.gmm import Mixture, MixtureOptions
-from offkey.scoring.magnitude import Level, LevelOptions
-from offkey.scoring.mahalanobis import Mahalanobis, MahalanobisOptions
-from offkey.scoring.neighbours import Neighbours, NeighboursOptions
+from offkey.scoring.base import ScoringError
+from offkey.types import Float
 
-__all__ = ["Blend", "BlendOptions", "NormalQuantile", "PartConfig", "SIMPLE_SCORERS"]
-
-SIMPLE_SCORERS: dict[str, type[Scorer]] = {
-    "mahalanobis": Mahalanobis,
-    "gmm": Mixture,
-    "neighbours": Neighbours,
-    "density": Density,
-    "level": Level,
-}
-
-PartConfig = Annotated[
-    MahalanobisOptions | MixtureOptions | NeighboursOptions | DensityOptions | LevelOptions,
-    Field(discriminator="name"),
-]
+__all__ = ["NormalQuantile", "blend"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,74 +66,19 @@ class NormalQuantile:
         return np.asarray(inside + self.slope * (below + above))
 
 
-class BlendOptions(ScorerOptions):
-    """Options of `Blend`."""
+def blend(
+    parts: Float[np.ndarray, "M S"], quantiles: Sequence[NormalQuantile], weights: Sequence[float]
+) -> Float[np.ndarray, " M"]:
+    """(M,) from the scores (M, S) of S scorers: about 0 for usual clips, above 2 for rare ones.
 
-    name: Literal["blend"] = "blend"
-    parts: tuple[PartConfig, ...] = Field(
-        default=(MahalanobisOptions(), DensityOptions()), min_length=1, description="the scorers to blend"
-    )
-    weights: tuple[float, ...] | None = Field(
-        default=None, description="one weight ≥ 0 a part; equal ones if not given"
-    )
-    folds: int = Field(default=5, ge=2, description="folds of the cross-fit behind the quantiles")
+    The weighted mean of each column's normal quantile; without `quantiles` the lone column as it is.
 
-    @model_validator(mode="after")
-    def _weights_fit(self) -> BlendOptions:
-        if self.weights is not None:
-            if len(self.weights) != len(self.parts):
-                raise ValueError(f"{len(self.parts)} parts but {len(self.weights)} weights")
-            if min(self.weights) < 0 or sum(self.weights) <= 0:
-                raise ValueError("weights must be ≥ 0 and not all 0")
-        return self
-
-
-class Blend(Scorer):
-    """Weighted mean of the parts' normal quantiles: about 0 for usual clips, above 2 for rare ones.
-
-    Fitting needs at least two clips, and fits every part folds + 1 times.
+    >>> to = NormalQuantile.of(np.array([1.0, 2.0, 3.0]))
+    >>> blend(np.array([[2.0, 2.0]]), [to, to], [1.0, 1.0]).round(6)
+    array([0.])
     """
-
-    Options = BlendOptions
-
-    def _fit(self, reference: Reference) -> None:
-        options = self.options
-        self._parts = [SIMPLE_SCORERS[part.name](part, self.seed) for part in options.parts]
-        self._maps = []
-        for part in options.parts:
-            build = partial(SIMPLE_SCORERS[part.name], part, self.seed)
-            scores = cross_fit(build, reference, options.folds, seed=self.seed)
-            self._maps.append(NormalQuantile.of(scores))
-        for part in self._parts:
-            part.fit(reference)
-
-    def _weights(self) -> NDArray[np.float64]:
-        given = self.options.weights or (1.0,) * len(self.options.parts)
-        return np.asarray(given, dtype=np.float64) / sum(given)
-
-    def _score(self, query: Query) -> NDArray[np.float64]:
-        quantiles = [to(part.score(query)) for part, to in zip(self._parts, self._maps, strict=True)]
-        return np.asarray(sum(w * q for w, q in zip(self._weights(), quantiles, strict=True)))
-
-    def part_scores(self, query: Query) -> dict[str, NDArray[np.float64]]:
-        """Each part's own score (M,) before blending; a name that occurs twice gets a number."""
-        names = [part.name for part in self._parts]
-        labels = [f"{n}.{i}" if names.count(n) > 1 else n for i, n in enumerate(names)]
-        return {label: part.score(query) for label, part in zip(labels, self._parts, strict=True)}
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        arrays: dict[str, NDArray[Any]] = {}
-        for i, (part, to) in enumerate(zip(self._parts, self._maps, strict=True)):
-            arrays[f"{i}.knots"], arrays[f"{i}.quantiles"] = to.knots, to.quantiles
-            arrays[f"{i}.slope"] = np.array([to.slope])
-            arrays |= {f"{i}.part.{key}": value for key, value in part.state().items()}
-        return arrays
-
-    def _restore(self, arrays: dict[str, NDArray[Any]]) -> None:
-        self._parts, self._maps = [], []
-        for i, config in enumerate(self.options.parts):
-            prefix = f"{i}.part."
-            state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-            self._parts.append(SIMPLE_SCORERS[config.name].from_state(state))
-            slope = float(arrays[f"{i}.slope"][0])
-            self._maps.append(NormalQuantile(arrays[f"{i}.knots"], arrays[f"{i}.quantiles"], slope))
+    if not quantiles:
+        return parts[:, 0]
+    columns = np.stack([to(parts[:, number]) for number, to in enumerate(quantiles)], axis=1)
+    share = np.asarray(weights, dtype=np.float64)
+    return np.asarray(columns @ (share / share.sum()))

@@ -9,19 +9,24 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from offkey.scoring.base import Scorer, ScorerOptions, ScoringError, read_header
-from offkey.scoring.blend import SIMPLE_SCORERS, Blend, BlendOptions
-from offkey.scoring.density import DensityOptions
-from offkey.scoring.gmm import MixtureOptions
-from offkey.scoring.magnitude import LevelOptions
-from offkey.scoring.mahalanobis import MahalanobisOptions
-from offkey.scoring.neighbours import NeighboursOptions
+from offkey.scoring.density import Density, DensityOptions
+from offkey.scoring.gmm import Mixture, MixtureOptions
+from offkey.scoring.magnitude import Level, LevelOptions
+from offkey.scoring.mahalanobis import Mahalanobis, MahalanobisOptions
+from offkey.scoring.neighbours import Neighbours, NeighboursOptions
 
 __all__ = ["SCORERS", "ScorerConfig", "build_scorer", "scorer_from_state"]
 
-SCORERS: dict[str, type[Scorer]] = {**SIMPLE_SCORERS, "blend": Blend}
+SCORERS: dict[str, type[Scorer]] = {
+    "mahalanobis": Mahalanobis,
+    "gmm": Mixture,
+    "neighbours": Neighbours,
+    "density": Density,
+    "level": Level,
+}
 
 ScorerConfig = Annotated[
-    MahalanobisOptions | MixtureOptions | NeighboursOptions | DensityOptions | LevelOptions | BlendOptions,
+    MahalanobisOptions | MixtureOptions | NeighboursOptions | DensityOptions | LevelOptions,
     Field(discriminator="name"),
 ]
 
