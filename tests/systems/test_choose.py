@@ -87,3 +87,10 @@ def test_what_is_chosen_is_not_open_any_more(count: int) -> None:
     assert reasons
     assert choose(config, clips("fan", count)) == (config, [])
     assert config.system == "auto"
+
+
+def test_label_settings_that_somebody_gave_are_kept() -> None:
+    told = load_preset("auto", ["labels.speeds=[1.0, 1.3]", "labels.identity=machine"])
+    config, reasons = choose(told, clips("press", 60))
+    assert (config.labels.identity, config.labels.speeds) == ("machine", (1.0, 1.3))
+    assert "labels.identity, labels.speeds" in reasons[-1]

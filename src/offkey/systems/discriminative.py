@@ -30,7 +30,10 @@ from offkey.training.task import TrainingTask
 from offkey.training.variants import variant_names, vary
 from offkey.types import Batch, ClipMeta, Content, OffkeyError
 
-__all__ = ["Outcome", "label_clips", "train_network"]
+__all__ = ["Outcome", "held_out_places", "label_clips", "train_network"]
+
+SMALLEST_CLASS = 4
+"""Clips of a class and domain below which it gives up none for the held-out part."""
 
 _NORMALISING_CLIPS = 256  # enough for a mean and deviation a band
 _VARIANTS, _HELD_OUT = 11, 12  # purposes of random numbers, apart from those of training/
@@ -91,7 +94,7 @@ def train_network(
             "classes (--system auto, or --set labels.speeds=[1.0,1.05,1.1]), or use a training-free system"
         )
     codes = [labels.encode(clip) for clip in clips]
-    held = _held_out(clips, codes, config)
+    held = held_out_places(clips, codes, config)
     learning = [clip for place, clip in enumerate(clips) if place not in held]
     waiting = [clip for place, clip in enumerate(clips) if place in held]
     kept = [labels.encode(clip) for clip in learning]
@@ -154,7 +157,7 @@ def _passes(clips: Sequence[ClipMeta], reader: ClipReader, workers: int) -> Iter
     return load_batches(clips, order, reader, None, workers)
 
 
-def _held_out(
+def held_out_places(
     clips: Sequence[ClipMeta], codes: Sequence[tuple[int, tuple[int, ...], int]], config: SystemConfig
 ) -> set[int]:
     """Places of the normal clips that the network does not learn from: a share of every machine's.
@@ -179,9 +182,12 @@ def _held_out(
             groups.setdefault((codes[place][0], codes[place][2]), []).append(place)
         queue: list[tuple[float, int]] = []
         for _, group in sorted(groups.items()):
-            order = rng.permutation(group)
             # the j-th of n stands at j/n, so that big and small classes give up like shares
-            queue += [((number + rng.random()) / len(group), int(place)) for number, place in enumerate(order)]
+            order = [
+                ((number + rng.random()) / len(group), int(place))
+                for number, place in enumerate(rng.permutation(group))
+            ]
+            queue += order if len(group) >= SMALLEST_CLASS else []
         limit = min(wanted, len(members) // 4)
         held |= {place for moment, place in sorted(queue)[:limit] if moment < 0.25}
     return held
