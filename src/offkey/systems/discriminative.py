@@ -35,6 +35,7 @@ __all__ = ["Outcome", "held_out_places", "label_clips", "train_network"]
 SMALLEST_CLASS = 4
 """Clips of a class and domain below which it gives up none for the held-out part."""
 
+_MOST_SHARE = 0.25  # of a machine's clips that the threshold may ask for
 _NORMALISING_CLIPS = 256  # enough for a mean and deviation a band
 _VARIANTS, _HELD_OUT = 11, 12  # purposes of random numbers, apart from those of training/
 
@@ -164,7 +165,7 @@ def held_out_places(
 
     The share is at least `training.held_out_share`, and, as far as a quarter of the clips allows, so many that the
     threshold can rest on them alone. They are spread over the machine's classes and domains by size; a class gives up
-    at most a quarter, and one of fewer than four clips nothing: ten target clips are worth more in training.
+    at most a quarter (or that share), and one of fewer than four clips nothing: there, each is worth more in training.
     """
     share = config.training.held_out_share
     if share == 0:
@@ -176,7 +177,8 @@ def held_out_places(
             machines.setdefault((clip.machine, clip.section), []).append(place)
     held: set[int] = set()
     for _, members in sorted(machines.items()):
-        wanted = max(round(share * len(members)), clips_needed(config.calibration.false_alarm_rate))
+        for_threshold = min(clips_needed(config.calibration.false_alarm_rate), int(_MOST_SHARE * len(members)))
+        wanted = max(round(share * len(members)), for_threshold)
         groups: dict[tuple[int, int], list[int]] = {}
         for place in members:
             groups.setdefault((codes[place][0], codes[place][2]), []).append(place)
@@ -188,6 +190,5 @@ def held_out_places(
                 for number, place in enumerate(rng.permutation(group))
             ]
             queue += order if len(group) >= SMALLEST_CLASS else []
-        limit = min(wanted, len(members) // 4)
-        held |= {place for moment, place in sorted(queue)[:limit] if moment < 0.25}
+        held |= {place for moment, place in sorted(queue)[:wanted] if moment < max(share, _MOST_SHARE)}
     return held
