@@ -39,13 +39,14 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on stdout; the first column to the left, the others to the right."""
+    """A table on stdout; numbers to the right, words to the left."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left")
     for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        numbers = all(not row[number] or row[number][0].isdigit() or row[number][0] in "–-" for row in rows)
+        table.add_column(name, justify="right" if number and numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140).print(table)

@@ -172,7 +172,7 @@ def score_figure(machine: MachineReport, key: str) -> Figure | None:
     reference = machine.reference_scores[np.isfinite(machine.reference_scores)].astype(np.float64)
     if len(reference):
         share = float(np.mean(reference > machine.threshold))
-        rows.append(("normal, learnt from", "reference", reference, share))
+        rows.append(("normal, set the line", "reference", reference, share))
     domains = {c.domain for c in machine.clips if c.condition == Condition.NORMAL}
     named = {Condition.NORMAL: "normal", Condition.ANOMALY: "anomaly", Condition.UNKNOWN: "scored clips"}
     for condition in Condition:
