@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from offkey.data.source import Source, open_source
 from offkey.detector import MANIFEST, Detector, DetectorError, MachineDetector, represent, view_modules
 from offkey.explaining import Profile, ProfileBuilder
 from offkey.progress import Progress, Quiet
-from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, folds_of
+from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, cross_fit
 from offkey.scoring.calibrate import clips_needed
 from offkey.systems.choose import choose
 from offkey.systems.config import SystemConfig, load_preset
@@ -302,18 +303,13 @@ def fit_machine(
     identities = [labels.encode(clip)[0] if labels is not None else -1 for clip in clips]
     references = {view: Reference(array, domain=domains, identity=identities) for view, array in embeddings.items()}
     entries = config.scoring.scorers
-    any_view = next(iter(references.values()))
-    folds = folds_of(any_view, config.calibration.folds, seed=config.seed)
+    settings = config.calibration
     parts = np.empty((len(clips), len(entries)))
     scorers = []
     for number, entry in enumerate(entries):
-        reference = references[entry.view]
-        for fold in np.unique(folds):
-            away = folds == fold
-            fitted = build_scorer(entry.scorer, config.seed).fit(reference.take(~away))
-            parts[away, number] = fitted.score(reference.take(away).query())
-        scorers.append(build_scorer(entry.scorer, config.seed).fit(reference))
-    settings = config.calibration
+        build = partial(build_scorer, entry.scorer, config.seed)
+        parts[:, number] = cross_fit(build, references[entry.view], settings.folds, seed=config.seed)
+        scorers.append(build().fit(references[entry.view]))
     fresh = np.array([clip.path in held_out for clip in clips])
     if fresh.sum() < clips_needed(settings.false_alarm_rate):
         fresh[:] = True

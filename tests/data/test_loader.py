@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from offkey.audio.cache import ArrayCache
 from offkey.audio.io import AudioConfig, AudioError, read_clip
 from offkey.data.labels import LabelSpace
-from offkey.data.loader import ClipReader, Failure, balanced_order, length_buckets, load_batches
+from offkey.data.loader import ClipReader, Failure, balanced_order, load_batches
 from offkey.types import ClipMeta, Condition, Domain
 
 RATE = 16000
@@ -101,22 +101,12 @@ def test_identities_are_spread_evenly():
 
 def test_no_clips_make_no_batches():
     assert balanced_order([], [], 4) == []
-    assert length_buckets([], 4) == []
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"target_share": 1.0}, {"identities": [0]}])
 def test_impossible_orders_are_refused(wrong):
     with pytest.raises(ValueError, match=r"batch_size|identities"):
         balanced_order(**{"domains": [0, 1], "identities": [0, 0], "batch_size": 2, **wrong})
-
-
-@given(st.lists(st.floats(0.1, 100), max_size=40), st.integers(1, 7))
-def test_buckets_hold_every_clip_once_with_the_least_padding(lengths, size):
-    batches = length_buckets(lengths, size)
-    assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
-    along = [lengths[place] for batch in batches for place in batch]
-    assert along == sorted(along)
-    assert all(len(batch) == size for batch in batches[:-1])
 
 
 # the batches

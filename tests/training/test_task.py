@@ -11,15 +11,8 @@ import torch
 from offkey.audio.mel import LogMel, MelConfig
 from offkey.models.discriminative import Discriminative, DiscriminativeConfig
 from offkey.objectives.multitask import MultiTask
-from offkey.training.augmentation import (
-    AugmentationConfig,
-    GainConfig,
-    MixupConfig,
-    NoiseConfig,
-    SpecAugment,
-    SpecAugmentConfig,
-    WaveformAugmentation,
-)
+from offkey.training.augmentation import SpecAugment, WaveformAugmentation
+from offkey.training.config import AugmentationConfig, GainConfig, MixupConfig, NoiseConfig, SpecAugmentConfig
 from offkey.training.loop import TrainingConfig, train
 from offkey.training.memory import kept_memory
 from offkey.training.randomness import Moment

@@ -1,7 +1,7 @@
 """Batches of clips of any length: which clips go together, and their decoding ahead of use.
 
-Threads decode ahead (libsndfile and soxr release Python's lock). Everything random follows from the seed,
-the epoch and the place of the clip, never from which thread was quicker.
+Threads decode ahead (libsndfile and soxr release Python's lock). What comes out never depends on which thread was
+quicker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from offkey.audio.io import AudioConfig, AudioError, read_clip, read_header
 from offkey.data.labels import LabelSpace
 from offkey.types import Batch, ClipMeta, Labels
 
-__all__ = ["ClipReader", "Failure", "balanced_order", "length_buckets", "load_batches"]
+__all__ = ["ClipReader", "Failure", "balanced_order", "load_batches"]
 
 # FLAC is among them on purpose: 10 s at 16 kHz decode in 2 ms and would take three times the space.
 _QUICK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"})
@@ -128,18 +128,6 @@ def _spread(places: NDArray[np.int64], identity: NDArray[np.int64], rng: np.rand
         members = np.flatnonzero(identity[places] == name)
         moment[rng.permutation(members)] = (np.arange(len(members)) + rng.random()) / len(members)
     return places[np.argsort(moment, kind="stable")]
-
-
-def length_buckets(lengths: ArrayLike, batch_size: int) -> list[list[int]]:
-    """Batches of places, every clip once, clips of like length together, so that little padding is needed.
-
-    >>> length_buckets([5.0, 1.0, 4.0, 2.0], batch_size=2)
-    [[1, 3], [2, 0]]
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size} must be positive")
-    order = np.argsort(np.asarray(lengths).reshape(-1), kind="stable")
-    return [[int(place) for place in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
 
 
 def load_batches(

@@ -99,18 +99,6 @@ class Table:
         lines = [self.header(), ["---", *["---:"] * len(self.columns)], *self.rows()]
         return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
 
-    def to_text(self) -> str:
-        """Aligned columns for a terminal; ends with a newline."""
-        lines = [self.header(), *self.rows()]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        return "".join(
-            "  ".join(
-                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            + "\n"
-            for line in lines
-        )
-
     def to_csv(self) -> str:
         """One row a value, fractions: system, machine, metric, mean, deviation, low, high, seeds."""
         stream = io.StringIO()

@@ -16,28 +16,15 @@ from torch import Tensor, nn
 from offkey.objectives.multitask import Mix
 from offkey.training.config import (
     AugmentationConfig,
-    GainConfig,
     MixupConfig,
     NoiseConfig,
-    PolarityConfig,
     ShiftConfig,
     SpecAugmentConfig,
 )
 from offkey.training.randomness import Moment
 from offkey.types import Batch, Float, Int, OffkeyError
 
-__all__ = [
-    "AugmentationConfig",
-    "GainConfig",
-    "MixupConfig",
-    "NoiseConfig",
-    "PolarityConfig",
-    "ShiftConfig",
-    "SpecAugment",
-    "SpecAugmentConfig",
-    "WaveformAugmentation",
-    "coloured_noise",
-]
+__all__ = ["SpecAugment", "WaveformAugmentation", "coloured_noise"]
 
 _SHIFT, _POLARITY, _GAIN, _NOISE, _MIXUP, _MASKS = range(1, 7)  # purposes of `Moment`
 _FALL = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # power falls as 1 / frequency^this
