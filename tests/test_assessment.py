@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from offkey.assessment import AssessmentError, assess, read_assessment
 from offkey.data.source import open_source
 from offkey.evaluation.protocol import EvaluationError
+from offkey.evaluation.result import Result
 from offkey.types import Condition, Domain
 
 
@@ -42,6 +44,36 @@ def test_alarms_count_as_decisions(assessed: Any) -> None:
     assert everything.false_positives == len(alarms) - caught
     assert everything.true_positives == caught
     assert everything.true_positives + everything.false_negatives == 8
+
+
+def test_each_scorer_of_a_blend_is_judged_by_itself(assessed: Any, tmp_path: Path) -> None:
+    names = assessed.verdicts[0].verdict.parts.keys()
+    assert len(names) == 3
+    assert assessed.result.scorers.keys() == names
+    conditions = [clip.condition is Condition.ANOMALY for clip in assessed.clips]
+    for name, alone in assessed.result.scorers.items():
+        scores = [row.verdict.parts[name] for row in assessed.verdicts]
+        for machine, found in alone.machines.items():
+            mine = [
+                place
+                for place, clip in enumerate(assessed.clips)
+                if clip.machine == machine and (clip.domain is Domain.SOURCE or conditions[place])
+            ]
+            by_hand = roc_auc_score([conditions[place] for place in mine], [scores[place] for place in mine])
+            assert found.values["auc_source"] == pytest.approx(by_hand)
+        assert alone.interval is not None
+        assert not alone.decisions
+    assessed.save(tmp_path)
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row[name]) for row in rows for name in names] == [
+        row.verdict.parts[name] for row in assessed.verdicts for name in names
+    ]
+    assert Result.from_dict(assessed.result.to_dict()).scorers.keys() == names
+
+
+def test_a_lone_scorer_is_not_told_twice(fitted: Callable[[str], Any], small_set: Path) -> None:
+    assert assess(fitted("loudness").detector, open_source(small_set), bootstrap=0).result.scorers == {}
 
 
 def test_what_is_kept_is_read_back(assessed: Any, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import offkey.benchmarking as room
-from offkey.benchmarking import BenchmarkError, benchmark
+from offkey.benchmarking import BenchmarkError, BenchmarkRun, benchmark
 from offkey.cli.app import run
+from offkey.evaluation.result import Result
 from offkey.progress import Quiet
 
 
@@ -61,6 +62,17 @@ def test_two_systems_and_two_seeds_make_a_table(small_set: Path, tmp_path: Path,
     for found in runs:
         assert (found.folder / "manifest.json").is_file()
         assert json.loads((found.folder / "config.toml").read_text().split("seed = ")[1].split()[0]) == found.seed
+
+
+def test_scorers_of_a_blend_have_rows_of_their_own(tmp_path: Path) -> None:
+    def result(score: float, scorers: dict[str, Result]) -> Result:
+        return Result("dcase2025", score, None, {}, {"pauc": score}, {"pauc": score}, scorers=scorers)
+
+    parts = {"network:gmm": result(0.6, {}), "network:mahalanobis": result(0.7, {})}
+    table = room.write_tables([BenchmarkRun("system1", 0, tmp_path, result(0.8, parts), 1.0, 1.0, 1.0)], tmp_path)
+    assert table.systems == ("system1", "system1 · network:gmm", "system1 · network:mahalanobis")
+    with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
+        assert [float(row["official_score"]) for row in csv.DictReader(file)] == [0.8, 0.6, 0.7]
 
 
 def test_finished_runs_are_not_done_again(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:

@@ -12,7 +12,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,15 @@ class Assessment:
 
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        names = _scorers(self.verdicts)
+        writer.writerow((*COLUMNS, *names))
         for clip, row, machine in zip(self.clips, self.verdicts, self.machines, strict=True):
             v = row.verdict
             if v is not None:
                 told = (repr(v.score), repr(v.p_value), repr(v.threshold), str(v.is_anomalous).lower())
                 known = (machine, clip.section, clip.domain.value, clip.condition.value)
-                writer.writerow((clip.path.name, str(clip.path.absolute()), *known, *told))
+                alone = (repr(v.parts[name]) for name in names)
+                writer.writerow((clip.path.name, str(clip.path.absolute()), *known, *told, *alone))
         write_whole(folder / "scores.csv", text.getvalue())
         write_whole(folder / "embeddings.safetensors", numpy_bytes(dict(self.embeddings)))
         facts = {
@@ -151,7 +153,7 @@ def judge(
     bootstrap: int,
     groups: Mapping[str, str] | None,
 ) -> tuple[Result | None, str]:
-    """The official metric of scored clips, or the reason why there is none."""
+    """The official metric of scored clips, as a whole and a scorer, or the reason why there is none."""
     scored = scored_clips(clips, rows)
     if not any(clip.condition is not Condition.UNKNOWN for clip in scored):
         return None, "the condition of no test clip is known, so there is no metric; the scores are kept"
@@ -162,7 +164,23 @@ def judge(
         if unknown:
             raise AssessmentError(f"no group is told for {unknown[0]} and {len(unknown) - 1} more test clips")
         names = [groups[clip.file] for clip in scored]
-    return evaluate(scored, protocol, bootstrap=bootstrap, groups=names), ""
+    whole = evaluate(scored, protocol, bootstrap=bootstrap, groups=names)
+    verdicts = [row.verdict for row in rows if row.verdict is not None]
+    alone = {}
+    for name in _scorers(rows):
+        # alarms are raised on the blend: a scorer alone decides nothing
+        parts = [
+            replace(clip, score=verdict.parts[name], is_anomalous=None)
+            for clip, verdict in zip(scored, verdicts, strict=True)
+        ]
+        alone[name] = evaluate(parts, protocol, bootstrap=bootstrap, groups=names)
+    return replace(whole, scorers=alone), ""
+
+
+def _scorers(rows: Sequence[FileVerdict]) -> list[str]:
+    """Names of the scorers that were blended; none where there is one only."""
+    first = next((row.verdict for row in rows if row.verdict is not None), None)
+    return list(first.parts) if first is not None and len(first.parts) > 1 else []
 
 
 def protocol_of(source: Source, year: int | None, scored: Sequence[ScoredClip]) -> Protocol:

@@ -81,8 +81,8 @@ def benchmark(
 
 
 def write_tables(runs: Sequence[BenchmarkRun], out: Path) -> Table:
-    """Write `table.md`, `table.csv` (a row a system) and `runs.csv` (a row a run) into `out`."""
-    table = summarise([Run(run.system, run.seed, run.result) for run in runs])
+    """Write `table.md`, `table.csv` (a row a system, and a scorer of a blend) and `runs.csv` (the same a run)."""
+    table = summarise([row for run in runs for row in _rows(run)])
     write_whole(out / "table.md", table.to_markdown())
     write_whole(out / "table.csv", table.to_csv())
     text = io.StringIO()
@@ -90,11 +90,18 @@ def write_tables(runs: Sequence[BenchmarkRun], out: Path) -> Table:
     metrics = runs[0].result.metrics
     writer.writerow(["system", "seed", "official_score", *metrics, "fit_seconds", "score_seconds", "peak_mib"])
     for run in runs:
-        values = [run.result.official_score, *(run.result.harmonic_mean[name] for name in metrics)]
         cost = (round(run.fit_seconds, 2), round(run.score_seconds, 2), round(run.peak_mib))
-        writer.writerow([run.system, run.seed, *values, *cost])
+        for row in _rows(run):
+            values = [row.result.official_score, *(row.result.harmonic_mean[name] for name in metrics)]
+            writer.writerow([row.system, row.seed, *values, *cost])
     write_whole(out / "runs.csv", text.getvalue())
     return table
+
+
+def _rows(run: BenchmarkRun) -> list[Run]:
+    """The system as a whole, and each scorer of its blend alone."""
+    alone = [Run(f"{run.system} · {name}", run.seed, result) for name, result in run.result.scorers.items()]
+    return [Run(run.system, run.seed, run.result), *alone]
 
 
 def _run(

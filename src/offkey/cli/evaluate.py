@@ -90,6 +90,8 @@ def show_result(result: Result, as_json: bool) -> None:
         rows.append(["harmonic mean", *means])
     print_table(["machine (%)", *(key.replace("_", " ").replace("auc", "AUC") for key in metrics)], rows)
     typer.echo(f"official score ({result.protocol}): {_percent(result.official_score, result.interval)} %")
+    for name, alone in result.scorers.items():
+        typer.echo(f"  {name} alone: {_percent(alone.official_score, alone.interval)} %")
     everything = result.decisions.get("all")
     if everything is not None:
         typer.echo(

@@ -38,7 +38,7 @@ class Result:
     `interval` is the 95 % bootstrap interval of `official_score`, None where none was asked for. The means
     run over every machine (and section) that has all values; `left_out` names the others with the reason.
     `decisions` pools the alarms of all machines, empty where a machine has none. `grouped` tells whether
-    whole groups of clips were drawn in the bootstrap.
+    whole groups of clips were drawn in the bootstrap. `scorers` holds what each scorer of a blend reaches by itself.
     """
 
     protocol: str
@@ -54,6 +54,7 @@ class Result:
     seed: int = 0
     grouped: bool = False
     remarks: list[str] = field(default_factory=list)
+    scorers: Mapping[str, Result] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -83,6 +84,7 @@ class Result:
             "left_out": dict(self.left_out),
             "bootstrap": {"repetitions": self.bootstrap, "seed": self.seed, "grouped": self.grouped},
             "remarks": list(self.remarks),
+            "scorers": {name: alone.to_dict() for name, alone in self.scorers.items()},
         }
 
     @classmethod
@@ -103,6 +105,7 @@ class Result:
                 seed=int(data["bootstrap"]["seed"]),
                 grouped=bool(data["bootstrap"]["grouped"]),
                 remarks=list(data["remarks"]),
+                scorers={name: cls.from_dict(alone) for name, alone in data.get("scorers", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise OffkeyError(f"this is not the result of an evaluation ({error!r}); evaluate again") from None

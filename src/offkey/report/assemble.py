@@ -15,6 +15,7 @@ from offkey.detector import Detector
 from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
 from offkey.report.page import write_report
 from offkey.report.projection import project
+from offkey.systems.config import ScoringConfig
 from offkey.systems.settings import to_toml
 from offkey.types import Domain
 
@@ -47,7 +48,7 @@ def report_data(detector: Detector, kept: KeptAssessment, title: str) -> ReportD
         ("System", f"{config.system} – {config.about}" if config.about else config.system),
         ("Learnt from", f"{sum(len(m.clips) for m in detector.machines.values())} normal clips, "
          f"{60 * detector.facts.get('hours', 0):.0f} min"),
-        ("Scores", " + ".join(f"{e.scorer.name} on {_VIEWS[e.view]}" for e in config.scoring.scorers)),
+        ("Scores", _scores(config.scoring, kept.result)),
         ("Alarm rule", f"{config.calibration.method}, {100 * config.calibration.false_alarm_rate:g} % false alarms"),
         ("Seed", str(config.seed)),
         ("Data", Path(str(kept.facts["source"])).name),
@@ -66,6 +67,16 @@ def report_data(detector: Detector, kept: KeptAssessment, title: str) -> ReportD
         config_toml=to_toml(config),
         notes=notes,
     )
+
+
+def _scores(scoring: ScoringConfig, result: Mapping[str, Any] | None) -> str:
+    """What is blended, and the official score of each part by itself."""
+    alone = (result or {}).get("scorers") or {}
+    told = []
+    for name, entry in zip(scoring.names, scoring.scorers, strict=True):
+        value = f" ({100 * alone[name]['official_score']:.1f} % alone)" if name in alone else ""
+        told.append(f"{entry.scorer.name} on {_VIEWS[entry.view]}{value}")
+    return " + ".join(told)
 
 
 def _machine(detector: Detector, name: str, kept: KeptAssessment, mine: Sequence[int]) -> MachineReport:
