@@ -33,6 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is read from or written to the cache of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OFFKEY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OFFKEY_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
         yield
 
 
@@ -62,7 +63,37 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Fitted]:
+def small_beats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An official file of a BEATs network with random weights, small enough to learn in seconds."""
+    import torch
+
+    from offkey.encoders.beats import Beats, _official_names
+
+    architecture = {
+        "encoder_layers": 4, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 4,
+        "embed_dim": 24, "conv_pos": 8, "conv_pos_groups": 4,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = Beats.build(architecture)
+    path = tmp_path_factory.mktemp("beats") / "small.pt"
+    weights = encoder.state_dict()
+    torch.save(
+        {"cfg": encoder.architecture, "model": dict(zip(_official_names(weights), weights.values(), strict=True))}, path
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def quick(small_beats: Path) -> tuple[str, ...]:
+    """Overrides of `fitted`."""
+    return (*QUICK, f"encoder.weights={small_beats}")
+
+
+@pytest.fixture(scope="session")
+def fitted(
+    small_set: Path, quick: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Fitted]:
     """Preset name -> that system fitted on `small_set`, once a session. Nobody writes into the folder."""
     from offkey.fitting import fit
 
@@ -71,7 +102,7 @@ def fitted(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def fit_once(system: str) -> Fitted:
         if system not in known:
             folder = tmp_path_factory.mktemp("fitted") / system
-            known[system] = Fitted(fit(small_set, system, out=folder, overrides=QUICK, workers=0), folder)
+            known[system] = Fitted(fit(small_set, system, out=folder, overrides=quick, workers=0), folder)
         return known[system]
 
     return fit_once
@@ -85,9 +116,3 @@ def copied(fitted: Callable[[str], Fitted], tmp_path: Path) -> Callable[[str], P
         return Path(shutil.copytree(fitted(system).folder, tmp_path / system))
 
     return copy
-
-
-@pytest.fixture(scope="session")
-def quick() -> tuple[str, ...]:
-    """Overrides of `fitted`."""
-    return QUICK

@@ -23,12 +23,16 @@ ROOMS: dict[str, set[str]] = {
     "audio": {"types"},
     "objectives": {"types"},
     "scoring": {"types"},
+    "downloading": {"types", "files", "progress"},
+    "encoders": {"types", "files", "progress", "audio", "downloading"},
     "data": {"types", "audio"},
-    "models": {"types", "audio"},
-    "training": {"types", "progress", "models", "objectives", "data"},
+    "models": {"types", "audio", "encoders"},
+    "training": {"types", "progress", "encoders", "models", "objectives", "data"},
     "evaluation": {"types", "files", "scoring"},
 }
-ROOMS["systems"] = {"types", "progress", "audio", "data", "models", "objectives", "training", "scoring"}
+ROOMS["systems"] = {
+    "types", "progress", "audio", "data", "encoders", "models", "objectives", "training", "scoring"
+}  # fmt: skip
 ROOMS["explaining"] = {"types", "files", "audio", "scoring"}
 BELOW = {*ROOMS, "card"}
 ROOMS["card"] = {"scoring", "detector"}  # the detector for an annotation alone

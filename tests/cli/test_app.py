@@ -13,7 +13,20 @@ import pytest
 
 import offkey as package
 
-COMMANDS = ["demo", "fit", "score", "evaluate", "report", "benchmark", "data check", "data synth"]
+COMMANDS = [
+    "demo",
+    "fit",
+    "score",
+    "evaluate",
+    "report",
+    "benchmark",
+    "data check",
+    "data synth",
+    "weights list",
+    "weights fetch",
+    "weights check",
+    "weights convert",
+]
 
 
 def test_the_version_is_told(offkey: Callable[..., Any]) -> None:

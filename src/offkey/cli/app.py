@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from offkey.cli import benchmark, data, demo, evaluate, fit, report, score
+from offkey.cli import benchmark, data, demo, evaluate, fit, report, score, weights
 from offkey.cli.output import complain
 from offkey.types import OffkeyError
 
@@ -43,6 +43,7 @@ def _options(
 
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 app.command("fit")(fit.fit)
 app.command("score")(score.score)
 app.command("evaluate")(evaluate.evaluate)
