@@ -145,12 +145,15 @@ class Representation(NamedTuple):
     """What a model says of a batch; the same type in training and in scoring.
 
     `embedding` (B, D) float32; `frame_error` (B, F) reconstruction error a frame, None where nothing is
-    reconstructed; `patch_grid` (B, Pt, Pf, D') encoder patches, time x frequency, None where there are none.
+    reconstructed; `patch_grid` (B, Pt, Pf, D') encoder patches, time x frequency, None where there are none;
+    `modalities` (B, S, M) float32, one vector a clip and input stream (the mean over the clip's own frames), None
+    where the model was not asked for it.
     """
 
     embedding: Tensor
     frame_error: Tensor | None = None
     patch_grid: Tensor | None = None
+    modalities: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

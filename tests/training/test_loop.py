@@ -18,7 +18,7 @@ from torch import nn
 from offkey.training.batches import BatchPlan
 from offkey.training.checkpoint import CheckpointError, CheckpointStore
 from offkey.training.loop import TrainingConfig, TrainingError, train
-from offkey.training.optimiser import make_optimiser, rate_factor
+from offkey.training.optimiser import rate_factor
 from offkey.types import OffkeyError
 
 CHILD = Path(__file__).with_name("child.py")
@@ -356,36 +356,6 @@ def test_the_rate_climbs_then_falls_along_a_cosine() -> None:
     assert all(a >= b for a, b in pairwise(rates[100:]))
     constant = TrainingConfig(schedule="constant", warmup_share=0.0)
     assert {rate_factor(step, 10, constant) for step in range(10)} == {1.0}
-
-
-def test_norms_and_biases_do_not_decay_and_encoders_learn_at_their_rate() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-            self.head = nn.Linear(2, 1)
-            self.frozen = nn.Linear(2, 2).requires_grad_(False)
-
-        def encoder_parameters(self) -> Any:
-            return self.encoder.parameters()
-
-    module = Two()
-    config = TrainingConfig(learning_rate=0.1, encoder_learning_rate=0.001, weight_decay=0.3)
-    found = {}
-    for group in make_optimiser(module, config).param_groups:
-        for parameter in group["params"]:
-            found[id(parameter)] = (group["lr"], group["weight_decay"])
-    named = {name: found.get(id(parameter)) for name, parameter in module.named_parameters()}
-    assert named == {
-        "encoder.0.weight": (0.001, 0.3),
-        "encoder.0.bias": (0.001, 0.0),
-        "encoder.1.weight": (0.001, 0.0),
-        "encoder.1.bias": (0.001, 0.0),
-        "head.weight": (0.1, 0.3),
-        "head.bias": (0.1, 0.0),
-        "frozen.weight": None,
-        "frozen.bias": None,
-    }
 
 
 def test_two_processes_end_with_the_same_weights_and_learn(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ __all__ = ["MultiTaskConfig"]
 
 
 class MultiTaskConfig(BaseModel):
-    """Terms of the loss, each times its weight: identity, attributes, domain, MMD; weight 0 turns one off.
+    """Terms of the loss, each times its weight: identity, attributes, domain, the two MMDs; 0 turns one off.
 
     >>> MultiTaskConfig(mmd_weight=0.0).scale
     30.0
@@ -23,6 +23,7 @@ class MultiTaskConfig(BaseModel):
     attribute_weight: float = Field(default=0.5, ge=0, description="factor on the mean of the attribute heads")
     domain_weight: float = Field(default=0.1, ge=0, description="factor on the domain head's loss")
     mmd_weight: float = Field(default=0.1, ge=0, description="factor on MMD of source and target embeddings")
+    modality_mmd_weight: float = Field(default=0.0, ge=0, description="factor on MMD between input streams")
     mmd_kernels: int = Field(default=5, ge=1, description="bandwidths of the MMD, each twice the one before")
     balance_classes: bool = Field(
         default=False, description="weigh identities by the inverse square root of their number of clips"

@@ -1,8 +1,9 @@
-"""The sum that Approach 1 minimises: identity + attributes + domain + alignment of the domains."""
+"""The sum that Approach 1 minimises: identity + attributes + domain + alignment of domains and of input streams."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from offkey.objectives.arcface import ArcFace, weighted_cross_entropy
 from offkey.objectives.config import MultiTaskConfig
 from offkey.objectives.mmd import multi_kernel_mmd
-from offkey.types import Float, Labels, Representation
+from offkey.types import Float, Labels, OffkeyError, Representation
 
 __all__ = ["Mix", "MultiTask", "MultiTaskConfig"]
 
@@ -35,6 +36,11 @@ class MultiTask(nn.Module):
     weight 0 is left out together with its weights. Labels of −1 are left out; a head whose labels are all −1
     in a batch gives 0. "accuracy" is the share of clips whose identity is found, no loss and without
     gradient. `identity_counts` are clips a class, for `balance_classes`.
+
+    "modality_mmd" compares how two input streams' vectors are spread over the batch, not clip by clip, and takes them
+    at their own scale: each pair of streams has bandwidths from its own distances, so a common
+    factor is not seen, while a stream that is larger than the other, or lies elsewhere, differs from it. It needs
+    `Representation.modalities` of two streams or more, otherwise `forward` raises OffkeyError.
     """
 
     def __init__(
@@ -94,6 +100,9 @@ class MultiTask(nn.Module):
             source, target_domain = embedding[domain == SOURCE], embedding[domain == TARGET]
             terms["mmd"] = multi_kernel_mmd(source, target_domain, config.mmd_kernels)
             total = total + config.mmd_weight * terms["mmd"]
+        if config.modality_mmd_weight:
+            terms["modality_mmd"] = _between_streams(representation.modalities, config.mmd_kernels)
+            total = total + config.modality_mmd_weight * terms["modality_mmd"]
         return {"total": total, **terms, **measures}
 
     @torch.no_grad()
@@ -105,6 +114,18 @@ class MultiTask(nn.Module):
         hit = self.identity.cosines(embedding).argmax(1) == target
         known = target >= 0
         return (hit & known).sum() / known.sum().clamp_min(1)
+
+
+def _between_streams(modalities: Float[Tensor, "B S M"] | None, kernels: int) -> Float[Tensor, ""]:
+    """Return the mean discrepancy over all pairs of streams."""
+    count = 0 if modalities is None else modalities.shape[1]
+    if modalities is None or count < 2:
+        raise OffkeyError(
+            f"objective.modality_mmd_weight compares input streams with each other, but the model tells of {count}: "
+            "give the model a second stream (model.use_tgram, encoder.name), or set the weight to 0"
+        )
+    pairs = combinations(modalities.unbind(1), 2)
+    return torch.stack([multi_kernel_mmd(one, other, kernels) for one, other in pairs]).mean()
 
 
 def _mixed_cross_entropy(logits: Float[Tensor, "B K"], target: Tensor, mix: Mix | None) -> Float[Tensor, ""]:

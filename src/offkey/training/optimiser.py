@@ -33,16 +33,15 @@ def rate_factor(step: int, total: int, config: TrainingConfig) -> float:
 def make_optimiser(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW without decay on norms and biases.
 
-    A module may say by `parameter_groups(config)` which parameters learn how (a list of dicts of AdamW, each
-    with "params" and "lr"), or by `encoder_parameters()` which learn at the encoder's rate. Frozen ones stay
-    out. Raises OffkeyError where nothing can learn.
+    A module may tell by `encoder_rates()` which weights are pretrained: pairs (parameter, factor on the
+    encoder's rate). All others learn at the rate of new layers. Frozen ones stay out. The groups' order
+    follows from the rates, that within a group from the module. Raises OffkeyError where nothing can learn.
     """
-    own = getattr(module, "parameter_groups", None)
-    groups: list[dict[str, Any]] = own(config) if own is not None else _groups(module, config)
-    for group in groups:
-        group["peak"] = group["lr"]
+    groups = _groups(module, config)
     if not groups:
         raise OffkeyError("nothing to train: every parameter is frozen, or the module has none")
+    for group in groups:
+        group["peak"] = group["lr"]
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
@@ -54,18 +53,20 @@ def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> float:
 
 
 def _groups(module: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    listed = getattr(module, "encoder_parameters", None)
-    encoder = {id(parameter) for parameter in listed()} if listed is not None else set()
-    buckets: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    told = getattr(module, "encoder_rates", None)
+    factors: dict[int, float] = {id(parameter): factor for parameter, factor in told()} if told is not None else {}
+    buckets: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
+            pretrained = id(parameter) in factors
             decays = parameter.ndim > 1  # norms, biases, gains and slopes are vectors
-            buckets.setdefault((id(parameter) in encoder, decays), []).append(parameter)
+            key = (pretrained, factors.get(id(parameter), 1.0), decays)
+            buckets.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": config.encoder_learning_rate if pretrained else config.learning_rate,
+            "lr": factor * (config.encoder_learning_rate if pretrained else config.learning_rate),
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (pretrained, decays), parameters in sorted(buckets.items(), key=lambda item: item[0])
+        for (pretrained, factor, decays), parameters in sorted(buckets.items(), key=lambda item: item[0])
     ]

@@ -48,8 +48,8 @@ class TrainingTask(nn.Module):
         losses: dict[str, Tensor] = self.objective(self.model(batch), batch.labels, mix)
         return losses
 
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Weights that learn at the encoder's rate, as the model says."""
-        own = getattr(self.model, "encoder_parameters", None)
+    def encoder_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """Pretrained weights, each with its factor on the encoder's rate, as the model says."""
+        own = getattr(self.model, "encoder_rates", None)
         if own is not None:
             yield from own()
