@@ -47,10 +47,18 @@ def write_card(detector: Detector) -> str:
         lines += [
             "## Network",
             "",
-            f"{training['parameters']:,} weights; learnt to tell {len(training['classes'])} classes apart in "
-            f"{training['clips']} clips; {training['held_out']} normal clips were held out.",
+            f"{training['parameters']:,} weights, of which {training['learnt']:,} learnt to tell "
+            f"{len(training['classes'])} classes apart in {training['clips']} clips; {training['held_out']} normal "
+            "clips were held out.",
             "",
         ]
+        encoder = training.get("encoder")
+        if encoder:
+            learnt = ", ".join(encoder["learnt"]) or "nothing"
+            lines += [
+                f"Pretrained encoder: {encoder['name']}, weights {encoder['published']}; of it learnt: {learnt}.",
+                "",
+            ]
     lines += [
         "## Alarms",
         "",

@@ -310,8 +310,10 @@ class Detector:
             "CARD.md": self.card(),
         }
         if self.network is not None:
+            encoder = self.network.encoder
+            told = {} if encoder is None else {"encoder": json.dumps(encoder.architecture)}
             contents["model.safetensors"] = torch_bytes(
-                {key: value.contiguous() for key, value in self.network.state_dict().items()}
+                {key: value.contiguous() for key, value in self.network.state_dict().items()}, told or None
             )
         for name, content in contents.items():
             write_whole(folder / name, content)
@@ -338,10 +340,7 @@ class Detector:
             labels = LabelSpace.from_dict(document["labels"]) if document["labels"] else None
             network = None
             if "model.safetensors" in files:
-                from safetensors.torch import load_file as load_tensors
-
-                network = build_network(config)
-                network.load_state_dict(load_tensors(folder / "model.safetensors"))
+                network = _network(folder / "model.safetensors", config)
             machines = {name: _machine(name, entry, arrays, config) for name, entry in document["machines"].items()}
         except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError, OSError) as error:
             raise DetectorError(f"{folder}: the detector is damaged ({error}); fit it again") from error
@@ -354,9 +353,20 @@ class Detector:
         return write_card(self)
 
 
-def build_network(config: SystemConfig) -> Discriminative:
-    """The untrained network of a system, without its training-time augmentation."""
-    return Discriminative(LogMel(config.audio.rate, config.mel), config.model)
+def _network(file: Path, config: SystemConfig) -> Discriminative:
+    """The trained network; the file tells what its encoder looks like."""
+    from safetensors import safe_open
+
+    from offkey.encoders import build_encoder
+    from offkey.systems.network import build_network
+
+    with safe_open(file, framework="pt") as opened:
+        told = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    name = config.encoder.name
+    network = build_network(config, None if name == "none" else build_encoder(name, json.loads(told["encoder"])))
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False)
 
 
 def view_modules(config: SystemConfig, network: Discriminative | None) -> dict[str, nn.Module]:

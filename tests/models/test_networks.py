@@ -236,11 +236,11 @@ def test_extra_streams_are_heard_and_name_their_encoder_weights(small: Discrimin
         def forward(self, waveform: torch.Tensor, lengths: torch.Tensor, frames: int) -> torch.Tensor:
             return self.scale * torch.ones(len(waveform), 24, frames)
 
-        def encoder_parameters(self) -> list[nn.Parameter]:
-            return [self.scale]
+        def encoder_rates(self) -> list[tuple[nn.Parameter, float]]:
+            return [(self.scale, 1.0)]
 
     model = Discriminative(small.mel, small.config, extra_streams=[Stream()]).eval()
-    assert [id(p) for p in model.encoder_parameters()] == [id(model.extra_streams[0].scale)]
+    assert [(id(p), f) for p, f in model.encoder_rates()] == [(id(model.extra_streams[0].scale), 1.0)]
     waves = noise(4000, 1500)
     together = model(batch_of(*waves)).embedding
     torch.testing.assert_close(together[1:], model(batch_of(waves[1])).embedding, atol=1e-5, rtol=1e-5)

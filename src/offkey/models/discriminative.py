@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from offkey.audio.mel import LogMel
+from offkey.encoders.base import Encoder
 from offkey.models.config import DiscriminativeConfig
+from offkey.models.encoder_frames import EncoderFrames
 from offkey.models.masking import frame_mask
 from offkey.models.mobilefacenet import MobileFaceNet
 from offkey.models.tgram import TgramNet
@@ -22,13 +24,13 @@ _SILENCE_STD_DB = 1e-3
 
 
 class Discriminative(nn.Module):
-    """Batch -> Representation with `embedding` (B, D) float32.
+    """Batch -> Representation with `embedding` (B, D) float32, and `modalities` (B, S, M) if `tell_modalities`.
 
     `spectrogram_augmentation`, called as `module(spectrogram (B, M, F), frames (B,))`, acts in training mode
     only, on the normalised log-mel. Each of `extra_streams` is a module called as `stream(waveform (B, T),
     lengths (B,), frames)` that gives (B, M, frames), one more channel of the net (encoder frames, for
-    example); what it gives past a clip's own frames is set to zero here. A stream may have
-    `encoder_parameters()`: those learn at the encoder's rate.
+    example); what it gives past a clip's own frames is not looked at. A stream may have `encoder_rates()`: weights that
+    learn at the encoder's rate times a factor. `modalities` are the means of every channel over a clip's own frames.
     """
 
     mel_mean: Tensor
@@ -40,6 +42,7 @@ class Discriminative(nn.Module):
         config: DiscriminativeConfig | None = None,
         spectrogram_augmentation: nn.Module | None = None,
         extra_streams: Sequence[nn.Module] = (),
+        tell_modalities: bool = False,
     ) -> None:
         super().__init__()
         self.config = config = config or DiscriminativeConfig()
@@ -50,6 +53,7 @@ class Discriminative(nn.Module):
             TgramNet(bands, mel.config.hop, mel.config.n_fft, config.tgram_layers) if config.use_tgram else None
         )
         self.extra_streams = nn.ModuleList(extra_streams)
+        self.tell_modalities = tell_modalities
         channels = 1 + int(config.use_tgram) + len(extra_streams)
         self.net = MobileFaceNet(channels, config.embedding, config.width, config.bottlenecks)
         self.register_buffer("mel_mean", torch.full((bands,), _TYPICAL_MEAN_DB))
@@ -69,7 +73,11 @@ class Discriminative(nn.Module):
         width = spectrogram.shape[-1]
         channels += [stream(batch.waveform, batch.lengths, width) for stream in self.extra_streams]
         x = torch.stack([channel.to(spectrogram.dtype) for channel in channels], dim=1)
-        return Representation(self.net(x, frames if padded else None))
+        modalities = None
+        if self.tell_modalities:
+            own = frame_mask(frames, width)[:, None, None, :]
+            modalities = (x * own).float().sum(-1) / frames[:, None, None]
+        return Representation(self.net(x, frames if padded else None), modalities=modalities)
 
     def spectrogram(self, waveform: Float[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B M F"]:
         """Normalised log-mel; zero past each clip's own frames."""
@@ -110,10 +118,15 @@ class Discriminative(nn.Module):
         self.mel_mean.copy_(mean + _TYPICAL_MEAN_DB)
         self.mel_std.copy_(std.clamp_min(_SMALLEST_STD_DB))
 
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The weights that learn at the encoder's rate (none without extra streams)."""
+    @property
+    def encoder(self) -> Encoder | None:
+        """The pretrained encoder among the streams, if there is one."""
+        return next((stream.encoder for stream in self.extra_streams if isinstance(stream, EncoderFrames)), None)
+
+    def encoder_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """Pretrained weights, each with its factor on the encoder's rate (none without extra streams)."""
         for stream in self.extra_streams:
-            own = getattr(stream, "encoder_parameters", None)
+            own = getattr(stream, "encoder_rates", None)
             if own is not None:
                 yield from own()
 

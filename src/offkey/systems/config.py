@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from offkey.audio.io import AudioConfig
 from offkey.audio.mel import MelConfig
+from offkey.encoders.config import EncoderConfig
 from offkey.models.config import DiscriminativeConfig
 from offkey.objectives.config import MultiTaskConfig
 from offkey.scoring import ScorerConfig
@@ -114,6 +115,7 @@ class SystemConfig(_Settings):
     mel: MelConfig = MelConfig()
     statistics: StatisticsConfig = StatisticsConfig()
     labels: LabelConfig = LabelConfig()
+    encoder: EncoderConfig = EncoderConfig()
     model: DiscriminativeConfig = DiscriminativeConfig()
     objective: MultiTaskConfig = MultiTaskConfig()
     training: TrainingConfig = TrainingConfig()
@@ -126,6 +128,13 @@ class SystemConfig(_Settings):
         if self.kind == "training-free" and any(entry.view == "network" for entry in self.scoring.scorers):
             raise ValueError("a training-free system has no network for a scorer to look at")
         return self
+
+    @property
+    def varies_waveforms(self) -> bool:
+        """Whether a training clip sounds different from epoch to epoch."""
+        changes = self.augmentation
+        drawn = (changes.gain, changes.noise, changes.shift, changes.polarity, changes.mixup)
+        return any(change.enabled for change in drawn) or len(self.labels.speeds) > 1 or self.training.crop_seconds > 0
 
 
 def preset_names() -> list[str]:

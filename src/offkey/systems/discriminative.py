@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, balanced_order, load_batches
+from offkey.encoders.base import Encoder
 from offkey.models.discriminative import Discriminative
 from offkey.models.statistics import LogMelStatistics
 from offkey.objectives.multitask import MultiTask
@@ -23,10 +24,12 @@ from offkey.progress import Progress
 from offkey.scoring.calibrate import clips_needed
 from offkey.systems.clusters import cluster
 from offkey.systems.config import SystemConfig
-from offkey.training.augmentation import SpecAugment, WaveformAugmentation
+from offkey.systems.network import build_network, pretrained_encoder
+from offkey.training.augmentation import WaveformAugmentation
 from offkey.training.batches import BatchPlan
 from offkey.training.loop import train
 from offkey.training.task import TrainingTask
+from offkey.training.unfreeze import merge, unfreeze
 from offkey.training.variants import variant_names, vary
 from offkey.types import Batch, ClipMeta, Content, OffkeyError
 
@@ -101,8 +104,11 @@ def train_network(
     kept = [labels.encode(clip) for clip in learning]
     with torch.random.fork_rng(devices=[]):  # the first weights draw from torch's global state, which is given back
         torch.manual_seed(config.seed)
-        mel = LogMel(config.audio.rate, config.mel)
-        network = Discriminative(mel, config.model, SpecAugment(config.augmentation.spec_augment))
+        encoder = pretrained_encoder(config)
+        published = "" if encoder is None else encoder.fingerprint()
+        network = build_network(config, encoder)
+        unfrozen = () if encoder is None else _unfreeze(encoder, config, progress)
+        learnt = sum(weights.numel() for weights in network.parameters() if weights.requires_grad)
         network.fit_normalisation(_passes(learning[:: max(1, len(learning) // _NORMALISING_CLIPS)], reader, workers))
         counts = np.bincount([identity for identity, _, _ in kept if identity >= 0], minlength=len(labels.identities))
         objective = MultiTask(
@@ -140,17 +146,31 @@ def train_network(
         # the same windows and variants in every epoch, so that epochs can be compared
         return load(waiting, 0, order)
 
-    data = hashlib.sha256("\n".join(f"{clip.machine} {clip.path.name}" for clip in clips).encode()).hexdigest()
+    heard = [f"{clip.machine} {clip.path.name}" for clip in clips]
+    data = hashlib.sha256("\n".join([*heard, config.encoder.model_dump_json(), published]).encode()).hexdigest()
     history = train(task, lessons, exam if waiting else None, settings, folder, progress, seed=config.seed, data=data)
+    if encoder is not None:
+        merge(encoder)
     facts = {
         "classes": list(names),
         "clips": len(learning),
         "held_out": len(waiting),
         "held_out_clips": [f"{clip.machine}/{clip.path.name}" for clip in waiting],
         "parameters": sum(weights.numel() for weights in network.parameters()),
+        "learnt": learnt,
         "history": history.to_dict(),
     }
+    if encoder is not None:
+        facts["encoder"] = {"name": encoder.name, "published": published, "learnt": list(unfrozen)}
     return Outcome(network.cpu().eval(), frozenset(clip.path for clip in waiting), facts)
+
+
+def _unfreeze(encoder: Encoder, config: SystemConfig, progress: Progress) -> tuple[str, ...]:
+    """Let the layers learn that the settings name; say what there is to say; return their names."""
+    unfrozen = unfreeze(encoder, config.encoder)
+    for remark in unfrozen.remarks:
+        progress.say(remark)
+    return unfrozen.stages
 
 
 def _passes(clips: Sequence[ClipMeta], reader: ClipReader, workers: int) -> Iterator[Batch]:

@@ -1,0 +1,63 @@
+"""The network of a discriminative system, put together from its settings: for training, and again for scoring."""
+
+from __future__ import annotations
+
+from offkey.audio.cache import ArrayCache, default_cache_dir
+from offkey.audio.mel import LogMel
+from offkey.encoders import load_encoder
+from offkey.encoders.base import Encoder
+from offkey.encoders.cache import FeatureCache
+from offkey.models.discriminative import Discriminative
+from offkey.models.encoder_frames import EncoderFrames
+from offkey.systems.config import SystemConfig
+from offkey.training.augmentation import SpecAugment
+
+__all__ = ["FRAME_CACHE_BYTES", "build_network", "pretrained_encoder"]
+
+FRAME_CACHE_BYTES = 20_000_000_000
+"""Bound of the frozen frames on disk: 7 machines of 1200 clips take 1.6 GB, and a cache that is too small is no use."""
+
+
+def pretrained_encoder(config: SystemConfig) -> Encoder | None:
+    """The encoder that `config` asks for, with its published weights and all of them frozen; None where there is none.
+
+    Raises WeightsError, which says how to come by the weights, or EncoderError where a file does not fit.
+    """
+    if config.encoder.name == "none":
+        return None
+    encoder = load_encoder(
+        config.encoder.name, config.encoder.weights, classifier=False, checkpointing=config.encoder.checkpointing
+    )
+    return encoder.requires_grad_(False)
+
+
+def build_network(config: SystemConfig, encoder: Encoder | None) -> Discriminative:
+    """A network with new layers around `encoder`; what learns in the encoder is settled elsewhere.
+
+    Frames of an encoder that stays as it was published are kept on disk.
+    """
+    streams = []
+    if encoder is not None:
+        published = config.encoder.unfreeze == "none" and not config.encoder.lora_rank
+        streams.append(
+            EncoderFrames(
+                encoder,
+                config.audio.rate,
+                config.mel.hop,
+                config.mel.n_mels,
+                cache=_frame_cache() if published and config.encoder.cache else None,
+                cache_training=not config.varies_waveforms,
+                layer_decay=config.encoder.layer_decay,
+            )
+        )
+    return Discriminative(
+        LogMel(config.audio.rate, config.mel),
+        config.model,
+        SpecAugment(config.augmentation.spec_augment),
+        streams,
+        tell_modalities=config.objective.modality_mmd_weight > 0,
+    )
+
+
+def _frame_cache() -> FeatureCache:
+    return FeatureCache(ArrayCache(default_cache_dir() / "frames", FRAME_CACHE_BYTES))
