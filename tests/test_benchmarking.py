@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import offkey.benchmarking as room
-from offkey.benchmarking import BenchmarkError, BenchmarkRun, benchmark
+from offkey.benchmarking import BenchmarkError, BenchmarkRun, Contestant, benchmark
 from offkey.cli.app import run
 from offkey.evaluation.result import Result
 from offkey.progress import Quiet
@@ -37,7 +37,8 @@ def bench(
     source: Path, out: Path, systems: list[str], seeds: list[int], **keywords: Any
 ) -> tuple[list[Any], list[str]]:
     failures: list[str] = []
-    runs = benchmark(source, systems, seeds, out, progress=Quiet(), failures=failures, **keywords)
+    contestants = [Contestant.read(system) for system in systems]
+    runs = benchmark(source, contestants, seeds, out, progress=Quiet(), failures=failures, **keywords)
     return runs, failures
 
 
@@ -162,3 +163,36 @@ def test_the_command_runs_processes_and_is_resumable(
 def test_seeds_that_are_none_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["benchmark", "x", "--systems", "loudness", "--out", str(tmp_path), "--seeds", "a"]) == 2
     assert "expected whole numbers with commas between" in capsys.readouterr().err
+
+
+def test_a_variant_is_a_row_with_settings_of_its_own(
+    small_set: Path, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    runs, failures = bench(
+        small_set,
+        tmp_path,
+        ["logmel-knn", "five=logmel-knn scoring.scorers.0.scorer.k=5"],
+        [0],
+        overrides=["statistics.std=false"],
+    )
+    assert failures == []
+    assert [found.system for found in runs] == ["logmel-knn", "five"]
+    fits = [arguments for arguments in commands if arguments[0] == "fit"]
+    assert "statistics.std=false" in fits[0]
+    assert "scoring.scorers.0.scorer.k=5" not in fits[0]
+    assert fits[1][fits[1].index("statistics.std=false") + 2] == "scoring.scorers.0.scorer.k=5"
+    with pytest.raises(BenchmarkError, match=r"logmel-knn-seed0 was made from other data or settings"):
+        room._run(
+            tmp_path / "logmel-knn-seed0", Contestant.read("logmel-knn statistics.std=true"), 0, small_set, [], None, 0
+        )
+
+
+@pytest.mark.parametrize("text", ["a/b=loudness", "x=", "x=loudness seed"])
+def test_a_variant_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(BenchmarkError, match="is not of the form"):
+        Contestant.read(text)
+
+
+def test_two_rows_of_one_name_are_refused(small_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="'loudness'"):
+        bench(small_set, tmp_path, ["loudness", "loudness=logmel-knn"], [0])

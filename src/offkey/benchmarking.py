@@ -1,6 +1,6 @@
 """Many systems and seeds on one data set, a process each, in one table; what is finished is never done again.
 
-`<out>/<system>-seed<n>/` is a run folder: the detector, its evaluation, and `run.json` (times, memory). A run that was
+`<out>/<name>-seed<n>/` is a run folder: the detector, its evaluation, and `run.json` (times, memory). A run that was
 killed goes on; `table.md`, `table.csv` and `runs.csv` are written anew after every run.
 """
 
@@ -10,13 +10,14 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from offkey.assessment import FOLDER
 from offkey.evaluation.result import Result
@@ -25,11 +26,34 @@ from offkey.files import write_whole
 from offkey.progress import Progress
 from offkey.types import OffkeyError
 
-__all__ = ["BenchmarkError", "BenchmarkRun", "benchmark"]
+__all__ = ["BenchmarkError", "BenchmarkRun", "Contestant", "benchmark", "write_tables"]
 
 
 class BenchmarkError(OffkeyError):
     """A run of the benchmark failed; the message holds the end of what it said."""
+
+
+class Contestant(NamedTuple):
+    """A row of the table: a system (name or TOML file) under its own name, with settings of its own."""
+
+    name: str
+    system: str
+    overrides: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, text: str) -> Contestant:
+        """`NAME=SYSTEM KEY=VALUE …`, or a system alone, which is then its own name.
+
+        >>> Contestant.read("small=system1 encoder.name=efficientat model.width=0.5").overrides
+        ('encoder.name=efficientat', 'model.width=0.5')
+        """
+        first, *overrides = text.split()
+        name, sign, system = first.partition("=")
+        if not sign:
+            name, system = Path(first).stem, first
+        if not re.fullmatch(r"[\w.+-]+", name) or not system or any("=" not in part for part in overrides):
+            raise BenchmarkError(f"{text!r} is not of the form NAME=SYSTEM KEY=VALUE …")
+        return cls(name, system, tuple(overrides))
 
 
 @dataclass(frozen=True)
@@ -47,7 +71,7 @@ class BenchmarkRun:
 
 def benchmark(
     source: Path,
-    systems: Sequence[str],
+    contestants: Sequence[Contestant],
     seeds: Sequence[int],
     out: Path,
     *,
@@ -57,20 +81,24 @@ def benchmark(
     progress: Progress,
     failures: list[str],
 ) -> list[BenchmarkRun]:
-    """Fit and evaluate every system with every seed; write the tables; return the runs in order.
+    """Fit and evaluate every contestant with every seed; write the tables; return the runs in order.
 
     Each run is a process of its own, so that peak memory is its own and one crash ends one run: it is noted in
-    `failures`, and the others go on. Settings are the same for all (`overrides`).
+    `failures`, and the others go on. `overrides` are settings for all, before each one's own. Raises BenchmarkError
+    where two contestants have one name.
     """
-    asked = {"source": str(source.absolute()), "overrides": list(overrides), "groups": groups}
-    plan = [(system, seed) for system in systems for seed in seeds]
+    names = [entry.name for entry in contestants]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BenchmarkError(f"two rows of the table would be called {twice[0]!r}; give one another name")
+    plan = [(entry, seed) for entry in contestants for seed in seeds]
     runs: list[BenchmarkRun] = []
     progress.start("runs", len(plan))
-    for number, (system, seed) in enumerate(plan):
-        folder = out / f"{Path(system).stem}-seed{seed}"
+    for number, (entry, seed) in enumerate(plan):
+        folder = out / f"{entry.name}-seed{seed}"
         note = f"{folder.name}: failed"
         try:
-            runs.append(_run(folder, system, seed, asked, source, overrides, groups, workers))
+            runs.append(_run(folder, entry, seed, source, overrides, groups, workers))
             note = f"{folder.name}: {100 * runs[-1].result.official_score:.1f} %"
         except BenchmarkError as error:
             failures.append(f"{folder.name}: {error}")
@@ -106,33 +134,33 @@ def _rows(run: BenchmarkRun) -> list[Run]:
 
 def _run(
     folder: Path,
-    system: str,
+    entry: Contestant,
     seed: int,
-    asked: dict[str, Any],
     source: Path,
     overrides: Sequence[str],
     groups: str | None,
     workers: int,
 ) -> BenchmarkRun:
     record = folder / "run.json"
+    settings = [*overrides, *entry.overrides]
+    asked = {"source": str(source.absolute()), "system": entry.system, "overrides": settings, "groups": groups}
     if record.is_file():
         kept = json.loads(record.read_text(encoding="utf-8"))
         if kept["asked"] != asked:
             raise BenchmarkError(f"{folder} was made from other data or settings; choose another --out")
     else:
-        settings = [part for text in overrides for part in ("--set", text)]
         common = ["--workers", str(workers)]
         fit_seconds, fit_mib = _command(
             [
                 "fit",
                 str(source),
                 "--system",
-                system,
+                entry.system,
                 "--seed",
                 str(seed),
                 "--out",
                 str(folder),
-                *settings,
+                *(part for text in settings for part in ("--set", text)),
                 *common,
             ]
         )
@@ -149,9 +177,7 @@ def _run(
     if not path.is_file():
         raise BenchmarkError(f"{source} has no labelled test clips, so there is nothing to compare")
     result = Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    return BenchmarkRun(
-        Path(system).stem, seed, folder, result, kept["fit_seconds"], kept["score_seconds"], kept["peak_mib"]
-    )
+    return BenchmarkRun(entry.name, seed, folder, result, kept["fit_seconds"], kept["score_seconds"], kept["peak_mib"])
 
 
 def _command(arguments: list[str]) -> tuple[float, float]:

@@ -34,6 +34,7 @@ from offkey.scoring.calibrate import clips_needed
 from offkey.systems.choose import choose
 from offkey.systems.config import SystemConfig, load_preset
 from offkey.systems.discriminative import label_clips, train_network
+from offkey.systems.network import check_encoder
 from offkey.training.distributed import leads
 from offkey.types import ClipMeta, Condition, Content, OffkeyError, Split
 
@@ -88,6 +89,7 @@ def fit(
             progress.say(f"{out} already holds this detector; nothing to do")
             return finished
 
+    check_encoder(config)  # before minutes of reading
     reader = ClipReader(config.audio, ArrayCache(default_cache_dir()))
     clips, extra = (
         _readable(clips, reader, workers, progress, failures),

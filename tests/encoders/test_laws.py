@@ -255,6 +255,14 @@ def test_the_fingerprint_follows_every_weight_but_the_classifiers(fresh):
     assert fresh.fingerprint() != first
 
 
+def test_with_and_without_its_classifier_an_encoder_is_the_same(encoder):
+    bare = {name: told for name, told in encoder.architecture.items() if name not in encoder.classifier_settings}
+    other = build_encoder(encoder.name, bare)
+    found = other.load_state_dict({k: v for k, v in encoder.state_dict().items() if not is_classifier(k)}, strict=False)
+    assert all(map(is_classifier, found.missing_keys))
+    assert other.fingerprint() == encoder.fingerprint()
+
+
 @torch.no_grad()
 def test_the_same_clip_gives_the_same_bits(encoder):
     lengths = torch.tensor([encoder.rate, encoder.rate // 2])

@@ -14,8 +14,15 @@ from offkey.types import OffkeyError
 
 def benchmark(
     source: Annotated[Path, typer.Argument(help="Data set with labelled test clips.")],
-    systems: Annotated[str, typer.Option(help="Names of systems, or TOML files, with commas between.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs and tables.")],
+    systems: Annotated[str, typer.Option(help="Names of systems, or TOML files, with commas between.")] = "",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'NAME=SYSTEM KEY=VALUE …'",
+            help="One more row, a system with settings of its own (may be given several times).",
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Whole numbers with commas between.")] = "0",
     settings: SetOption = None,
     groups: Annotated[
@@ -25,10 +32,13 @@ def benchmark(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Fit and evaluate every system with every seed, one process a run; killed and started again, it goes on."""
+    from offkey.benchmarking import Contestant, write_tables
     from offkey.benchmarking import benchmark as run_all
-    from offkey.benchmarking import write_tables
 
-    names = [name.strip() for name in systems.split(",") if name.strip()]
+    names = [Contestant(Path(name).stem, name) for name in map(str.strip, systems.split(",")) if name]
+    names += [Contestant.read(text) for text in variant or []]
+    if not names:
+        raise OffkeyError("nothing to compare: name --systems, or a --variant")
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:

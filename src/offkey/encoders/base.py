@@ -34,6 +34,8 @@ class Encoder(nn.Module, ABC):
     name: ClassVar[str]
     usual_weights: ClassVar[str]
     """Name of the published weights that are used where none are asked for."""
+    classifier_settings: ClassVar[frozenset[str]] = frozenset()
+    """Names in `architecture` that the classifier alone depends on."""
 
     rate: int
     dimension: int
@@ -158,7 +160,8 @@ class Encoder(nn.Module, ABC):
     def fingerprint(self) -> str:
         """32 hex digits that stand for the architecture and every weight but the classifier's."""
         mixed = hashlib.blake2b(digest_size=16)
-        mixed.update(json.dumps([self.name, self.architecture, self.bf16], sort_keys=True).encode())
+        settings = {name: told for name, told in self.architecture.items() if name not in self.classifier_settings}
+        mixed.update(json.dumps([self.name, settings, self.bf16], sort_keys=True).encode())
         for name, modules in self.stages():
             for number, module in enumerate(modules):
                 for key, value in module.state_dict().items():

@@ -327,6 +327,9 @@ class Beats(Encoder):
 
     name: ClassVar[str] = "beats"
     usual_weights: ClassVar[str] = "BEATs_iter3_plus_AS2M"
+    classifier_settings: ClassVar[frozenset[str]] = frozenset(
+        {"finetuned_model", "predictor_class", "predictor_dropout"}
+    )
 
     def __init__(self, a: BeatsArchitecture) -> None:
         super().__init__()

@@ -87,6 +87,7 @@ class EfficientAT(Encoder):
 
     name: ClassVar[str] = "efficientat"
     usual_weights: ClassVar[str] = "mn04_as"
+    classifier_settings: ClassVar[frozenset[str]] = frozenset({"classes"})
     depth = len(_BLOCKS) + 1
 
     def __init__(self, architecture: EfficientATArchitecture | None = None) -> None:

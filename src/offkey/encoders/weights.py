@@ -202,7 +202,8 @@ def _absent(entry: Published) -> str:
         f"        offkey weights fetch {entry.name} --from FILE; it is at\n"
         + "".join(f"        {url}\n" for url in entry.urls)
         + "    or use a file of your own: --set encoder.weights=PATH\n"
-        "    or do without: --set encoder.name=none"
+        + ("" if entry.encoder == "efficientat" else "    or a light encoder: --set encoder.name=efficientat\n")
+        + "    or do without: --set encoder.name=none"
     )
 
 

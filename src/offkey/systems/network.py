@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from offkey.audio.cache import ArrayCache, default_cache_dir
 from offkey.audio.mel import LogMel
-from offkey.encoders import load_encoder
+from offkey.encoders import encoder_class, load_encoder
 from offkey.encoders.base import Encoder
 from offkey.encoders.cache import FeatureCache
+from offkey.encoders.weights import find
 from offkey.models.discriminative import Discriminative
 from offkey.models.encoder_frames import EncoderFrames
 from offkey.systems.config import SystemConfig
 from offkey.training.augmentation import SpecAugment
 
-__all__ = ["FRAME_CACHE_BYTES", "build_network", "pretrained_encoder"]
+__all__ = ["FRAME_CACHE_BYTES", "build_network", "check_encoder", "pretrained_encoder"]
 
 FRAME_CACHE_BYTES = 20_000_000_000
 """Bound of the frozen frames on disk: 7 machines of 1200 clips take 1.6 GB, and a cache that is too small is no use."""
+
+
+def check_encoder(config: SystemConfig) -> None:
+    """Raise WeightsError, which says how to come by them, where the weights that `config` asks for are not at hand."""
+    if config.encoder.name != "none":
+        find(config.encoder.weights or encoder_class(config.encoder.name).usual_weights)
 
 
 def pretrained_encoder(config: SystemConfig) -> Encoder | None:
