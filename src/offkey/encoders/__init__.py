@@ -7,18 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offkey.encoders.config import EncoderConfig
+from offkey.encoders.config import ENCODERS, EncoderConfig
 
 if TYPE_CHECKING:
     from offkey.encoders.base import Encoder
 
 __all__ = ["ENCODERS", "EncoderConfig", "build_encoder", "encoder_class", "load_encoder"]
-
-ENCODERS = {
-    "beats": ("offkey.encoders.beats", "Beats"),
-    "efficientat": ("offkey.encoders.efficientat", "EfficientAT"),
-}
-"""Where each encoder lives; a module is loaded when its encoder is asked for."""
 
 
 def encoder_class(name: str) -> type[Encoder]:

@@ -28,7 +28,7 @@ class Encoder(nn.Module, ABC):
     In eval mode a clip's patches depend neither on its company in the batch nor on the padding behind it. What lies
     past a clip's own patches is zero. Patch p is centred on second `patch_offset + p * patch_seconds`.
 
-    A new encoder is one file with a subclass, and one line in the table of `offkey.encoders`.
+    A new encoder is one file with a subclass, and one line in the table of `offkey.encoders.config`.
     """
 
     name: ClassVar[str]

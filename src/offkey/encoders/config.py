@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["EncoderConfig", "EncoderName"]
+__all__ = ["ENCODERS", "EncoderConfig"]
 
-EncoderName = Literal["none", "beats", "efficientat"]
+ENCODERS = {
+    "beats": ("offkey.encoders.beats", "Beats"),
+    "efficientat": ("offkey.encoders.efficientat", "EfficientAT"),
+}
+"""Where each encoder lives; a module is loaded when its encoder is asked for."""
+
+
+def _known(name: str) -> str:
+    if name not in ("none", *ENCODERS):
+        raise ValueError(f"known encoders: none, {', '.join(ENCODERS)}")
+    return name
 
 
 class EncoderConfig(BaseModel):
@@ -20,7 +30,9 @@ class EncoderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: EncoderName = Field(default="none", description="encoder; none leaves it out")
+    name: Annotated[str, AfterValidator(_known)] = Field(
+        default="none", description=f"{', '.join(ENCODERS)}, or none: no encoder"
+    )
     weights: str | None = Field(
         default=None,
         description="a name of `offkey weights list`, or the path of a file; left out: the encoder's usual weights",
