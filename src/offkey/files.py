@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["sha256", "write_whole"]
+__all__ = ["new_file_mode", "sha256", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
@@ -23,7 +23,7 @@ def write_whole(path: Path, content: bytes | str) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
+        Path(name).chmod(new_file_mode())  # mkstemp made it private to its owner
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -37,8 +37,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
-    # The process-wide mask can only be read by setting it; mkstemp made the file private to its owner.
-    mask = os.umask(0o022)
+def new_file_mode() -> int:
+    """The permissions that a file newly made by this process usually has."""
+    mask = os.umask(0o022)  # the process-wide mask can only be read by setting it
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask

@@ -387,6 +387,7 @@ def test_published_weights_are_verified_and_converted_once(
     assert find("tiny") == conversion
     promise = json.loads((folder / "Tiny.safetensors.json").read_text())
     assert promise == {"sha256": files.sha256(conversion), "source_sha256": tiny.sha256}
+    assert conversion.stat().st_mode & 0o777 == files.new_file_mode()  # a folder of weights may be shared
     written = conversion.stat().st_mtime_ns
     checkpoint = open_weights("tiny")
     assert (checkpoint.path, checkpoint.architecture) == (conversion, CFG)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from offkey.encoders.catalog import WeightsError
-from offkey.files import sha256
+from offkey.files import new_file_mode, sha256
 
 __all__ = ["FORMAT", "Checkpoint", "WeightsError", "convert", "file_kind", "read_checkpoint", "write_checkpoint"]
 
@@ -74,6 +74,7 @@ def write_checkpoint(checkpoint: Checkpoint, out: Path, source_sha256: str) -> P
     }
     try:
         save_file(_apart(checkpoint.tensors), temporary, metadata=told)
+        temporary.chmod(new_file_mode())  # the library makes it private; a folder of weights may be shared
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(out)
