@@ -72,7 +72,7 @@ def test_a_laptops_encoder_or_none_takes_beats_place(
     assert len(remarks) == int(name == "efficientat" and system == "system1")
     clip = sorted((small_set / "fan" / "test").glob("*.wav"))[0]
     assert offkey.load(tmp_path / "m").score(clip) == detector.score(clip)
-    assert set(detector.score(clip).parts) == {"network:mahalanobis", "network:gmm"}
+    assert set(detector.score(clip).parts) == {"network:mahalanobis", "network:gmm", "network:density"}
 
 
 def test_exactly_the_layers_asked_for_have_learnt(fitted: Callable[[str], Any], small_beats: Path) -> None:
