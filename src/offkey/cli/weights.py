@@ -43,7 +43,7 @@ def list_weights(
 
 @app.command("fetch")
 def fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Names of `offkey weights list`.")],
+    names: Annotated[list[str], typer.Argument(help="Names of `offkey weights list`.")],
     source: Annotated[
         str | None,
         typer.Option("--from", metavar="URL|PATH", help="Take it from this address, file or folder instead."),
@@ -86,7 +86,7 @@ def _address(base: str, file: str) -> str:
 @app.command("check")
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME|PATH]…", help="Left out: all published ones at hand.")
+        list[str] | None, typer.Argument(help="Names or paths; left out: all published ones at hand.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
@@ -126,7 +126,7 @@ def _told(finding: Any) -> dict[str, Any]:
 
 @app.command("convert")
 def convert(
-    path: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A file of weights.")],
+    path: Annotated[str, typer.Argument(help="A file of weights, or a published name.")],
     out: Annotated[
         Path | None, typer.Option(help="File to write; left out: beside the original, ending in .safetensors.")
     ] = None,
