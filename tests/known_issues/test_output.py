@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import offkey.benchmarking as room
-from offkey.benchmarking import BenchmarkError, BenchmarkRun, benchmark
+from offkey.benchmarking import BenchmarkError, BenchmarkRun, Contestant, benchmark
 from offkey.cli.output import print_json
 from offkey.evaluation.result import Result
 from offkey.progress import Quiet
@@ -30,14 +30,14 @@ def test_a_failed_run_of_the_benchmark_was_shown_with_the_score_of_the_run_befor
 
     result = Result("plain", 0.75, None, {}, {}, {})
 
-    def once(folder: Path, system: str, seed: int, *_: object) -> BenchmarkRun:
-        if system == "bad":
+    def once(folder: Path, entry: Contestant, seed: int, *_: object) -> BenchmarkRun:
+        if entry.name == "bad":
             raise BenchmarkError("no")
-        return BenchmarkRun(system, seed, folder, result, 1.0, 1.0, 1.0)
+        return BenchmarkRun(entry.name, seed, folder, result, 1.0, 1.0, 1.0)
 
     monkeypatch.setattr(room, "_run", once)
     monkeypatch.setattr(room, "write_tables", lambda *_: None)
     failures: list[str] = []
-    benchmark(tmp_path, ["good", "bad"], [0], tmp_path, progress=Notes(), failures=failures)
+    benchmark(tmp_path, [Contestant.read("good"), Contestant.read("bad")], [0], tmp_path, progress=Notes(), failures=failures)
     assert Notes.told == ["good-seed0: 75.0 %", "bad-seed0: failed"]
     assert failures == ["bad-seed0: no"]
