@@ -38,6 +38,8 @@ def test_a_failed_run_of_the_benchmark_was_shown_with_the_score_of_the_run_befor
     monkeypatch.setattr(room, "_run", once)
     monkeypatch.setattr(room, "write_tables", lambda *_: None)
     failures: list[str] = []
-    benchmark(tmp_path, [Contestant.read("good"), Contestant.read("bad")], [0], tmp_path, progress=Notes(), failures=failures)
+    benchmark(
+        tmp_path, [Contestant.read("good"), Contestant.read("bad")], [0], tmp_path, progress=Notes(), failures=failures
+    )
     assert Notes.told == ["good-seed0: 75.0 %", "bad-seed0: failed"]
     assert failures == ["bad-seed0: no"]
