@@ -166,3 +166,28 @@ def test_layers_that_no_encoder_has_are_an_error_of_settings() -> None:
         load_preset("system1", ["encoder.unfreeze=first:3"])
     with pytest.raises(SettingsError, match="efficientat"):
         load_preset("system1", ["encoder.name=efficient"])
+
+
+def test_an_encoder_that_nothing_would_listen_to_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="training-free system has no network for an encoder"):
+        load_preset("logmel-knn", ["encoder.name=efficientat"])
+
+
+def test_auto_without_enough_clips_does_without_its_encoder(
+    small_set: Path, small_mn: Path, quick: tuple[str, ...], tmp_path: Path
+) -> None:
+    overrides = (*quick, "encoder.name=efficientat", f"encoder.weights={small_mn}")
+    detector = fit(small_set, "auto", out=tmp_path, overrides=overrides, machines=["fan"])
+    assert detector.network is None
+    assert any("efficientat is not asked" in reason for reason in detector.reasons)
+    assert offkey.load(tmp_path).config.encoder.name == "none"
+
+
+@pytest.mark.parametrize("system", ["discriminative", "auto"])
+def test_other_systems_that_train_take_an_encoder_too(
+    system: str, small_set: Path, small_mn: Path, quick: tuple[str, ...]
+) -> None:
+    detector = fit(small_set, system, overrides=(*quick, "encoder.name=efficientat", f"encoder.weights={small_mn}"))
+    assert detector.network is not None
+    assert detector.network.encoder is not None
+    assert detector.facts["training"]["encoder"]["learnt"] == []

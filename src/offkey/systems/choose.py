@@ -37,8 +37,11 @@ def choose(
             f"{len(clips)} normal clips are too few to train a network (it takes {FEWEST_CLIPS}): "
             "training-free log-mel statistics"
         )
+        if config.encoder.name != "none":
+            reasons.append(f"so {config.encoder.name} is not asked either")
         scorers = [entry for entry in config.scoring.scorers if entry.view != "network"]
-        return _changed(config, kind="training-free", scoring={"scorers": scorers}), reasons
+        changes = {"kind": "training-free", "scoring": {"scorers": scorers}, "encoder": {"name": "none"}}
+        return _changed(config, **changes), reasons
 
     labels: dict[str, Any] = {"supplemental": False}
     sizes = Counter(LabelSpace.of(clips, "attributes").name(clip) for clip in clips if clip.attributes)

@@ -127,6 +127,11 @@ class SystemConfig(_Settings):
     def _network_needs_training(self) -> SystemConfig:
         if self.kind == "training-free" and any(entry.view == "network" for entry in self.scoring.scorers):
             raise ValueError("a training-free system has no network for a scorer to look at")
+        if self.kind == "training-free" and self.encoder.name != "none":
+            raise ValueError(
+                "a training-free system has no network for an encoder to join: leave encoder.name alone, or choose "
+                "a system that trains (system1, system2, discriminative, auto)"
+            )
         return self
 
     @property
