@@ -67,7 +67,8 @@ def small_beats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An official file of a BEATs network with random weights, small enough to learn in seconds."""
     import torch
 
-    from offkey.encoders.beats import Beats, _official_names
+    from offkey.encoders.beats import Beats
+    from offkey.encoders.beats_file import official_names
 
     architecture = {
         "encoder_layers": 4, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 4,
@@ -79,7 +80,7 @@ def small_beats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("beats") / "small.pt"
     weights = encoder.state_dict()
     torch.save(
-        {"cfg": encoder.architecture, "model": dict(zip(_official_names(weights), weights.values(), strict=True))}, path
+        {"cfg": encoder.architecture, "model": dict(zip(official_names(weights), weights.values(), strict=True))}, path
     )
     return path
 
