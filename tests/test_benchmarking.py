@@ -59,7 +59,13 @@ def test_two_systems_and_two_seeds_make_a_table(small_set: Path, tmp_path: Path,
         assert float(row["fit_seconds"]) == found.fit_seconds
     with (tmp_path / "table.csv").open(newline="") as file:
         assert {row["system"] for row in csv.DictReader(file)} == set(SYSTEMS)
-    assert all(name in (tmp_path / "table.md").read_text(encoding="utf-8") for name in SYSTEMS)
+    written = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert all(name in written for name in SYSTEMS)
+    head = written.splitlines()[0]
+    assert all(f"| {name} |" in head for name in ("fan AUC source", "valve pAUC", "fit, s", "score, s", "memory, MiB"))
+    assert written.count("| 0.2 | 0.2 | 100 |") == 2
+    page = (tmp_path / "table.html").read_text(encoding="utf-8")
+    assert all(f">{name}<" in page for name in (*SYSTEMS, "valve AUC target", "memory, MiB"))
     for found in runs:
         assert (found.folder / "manifest.json").is_file()
         assert json.loads((found.folder / "config.toml").read_text().split("seed = ")[1].split()[0]) == found.seed
@@ -72,6 +78,7 @@ def test_scorers_of_a_blend_have_rows_of_their_own(tmp_path: Path) -> None:
     parts = {"network:gmm": result(0.6, {}), "network:mahalanobis": result(0.7, {})}
     table = room.write_tables([BenchmarkRun("system1", 0, tmp_path, result(0.8, parts), 1.0, 1.0, 1.0)], tmp_path)
     assert table.systems == ("system1", "system1 · network:gmm", "system1 · network:mahalanobis")
+    assert [row[-1] for row in table.rows()] == ["1.0", "–", "–"]
     with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
         assert [float(row["official_score"]) for row in csv.DictReader(file)] == [0.8, 0.6, 0.7]
 

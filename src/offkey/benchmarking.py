@@ -1,7 +1,7 @@
 """Many systems and seeds on one data set, a process each, in one table; what is finished is never done again.
 
 `<out>/<name>-seed<n>/` is a run folder: the detector, its evaluation, and `run.json` (times, memory). A run that was
-killed goes on; `table.md`, `table.csv` and `runs.csv` are written anew after every run.
+killed goes on; `table.md`, `table.csv`, `table.html` and `runs.csv` are written anew after every run.
 """
 
 from __future__ import annotations
@@ -109,10 +109,18 @@ def benchmark(
 
 
 def write_tables(runs: Sequence[BenchmarkRun], out: Path) -> Table:
-    """Write `table.md`, `table.csv` (a row a system, and a scorer of a blend) and `runs.csv` (the same a run)."""
-    table = summarise([row for run in runs for row in _rows(run)])
+    """Write `table.md`, `table.csv`, `table.html` (a row a system, and a scorer of a blend), `runs.csv` (a row a run).
+
+    Returned is the table without the columns of single machines, which no terminal is wide enough for.
+    """
+    from offkey.report import write_comparison
+
+    rows = [row for run in runs for row in _rows(run)]
+    table = summarise(rows, machines=True)
     write_whole(out / "table.md", table.to_markdown())
     write_whole(out / "table.csv", table.to_csv())
+    protocol = runs[0].result.protocol
+    write_comparison(table, out / "table.html", protocol=protocol, seeds=sorted({run.seed for run in runs}))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = runs[0].result.metrics
@@ -123,13 +131,14 @@ def write_tables(runs: Sequence[BenchmarkRun], out: Path) -> Table:
             values = [row.result.official_score, *(row.result.harmonic_mean[name] for name in metrics)]
             writer.writerow([row.system, row.seed, *values, *cost])
     write_whole(out / "runs.csv", text.getvalue())
-    return table
+    return summarise(rows)
 
 
 def _rows(run: BenchmarkRun) -> list[Run]:
     """The system as a whole, and each scorer of its blend alone."""
     alone = [Run(f"{run.system} · {name}", run.seed, result) for name, result in run.result.scorers.items()]
-    return [Run(run.system, run.seed, run.result), *alone]
+    costs = {"fit_seconds": run.fit_seconds, "score_seconds": run.score_seconds, "peak_mib": run.peak_mib}
+    return [Run(run.system, run.seed, run.result, costs), *alone]
 
 
 def _run(

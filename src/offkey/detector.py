@@ -28,7 +28,17 @@ from offkey.audio.mel import LogMel
 from offkey.data.dcase import parse_name
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, Failure, load_batches
-from offkey.explaining import Explanation, Profile, explain_waveform
+from offkey.explaining import (
+    Evidence,
+    Explanation,
+    Ordinary,
+    Profile,
+    Spectra,
+    contributions,
+    explain_waveform,
+    nearest_rows,
+    ordinary,
+)
 from offkey.files import sha256, write_whole
 from offkey.models.discriminative import Discriminative
 from offkey.models.statistics import LogMelStatistics, Loudness
@@ -43,6 +53,9 @@ if TYPE_CHECKING:
 __all__ = ["Detector", "DetectorError", "FileVerdict", "MachineDetector", "machine_key"]
 
 FORMAT = 1
+EXPLAINED_BY = 5
+"""How many normal clips, those nearest to it, a clip is compared with when it is explained."""
+
 MANIFEST = "manifest.json"
 _ALWAYS = ("config.toml", "scorer.safetensors", "calibration.json", "CARD.md")
 
@@ -113,6 +126,7 @@ class Detector:
     def __post_init__(self) -> None:
         """Build the views that the scorers look at."""
         self._views = view_modules(self.config, self.network)
+        self._ordinary: dict[tuple[str, int], Ordinary] = {}
 
     # ---- scoring
 
@@ -203,11 +217,50 @@ class Detector:
     def explain(
         self, clip: str | Path | ClipMeta | Clip | NDArray[Any], *, machine: str | None = None, rate: int | None = None
     ) -> Explanation:
-        """Where and when a clip departs from what normal clips of its machine sound like; arguments as for `score`."""
+        """Where and when a clip departs from what normal clips of its machine sound like; arguments as for `score`.
+
+        Of several scorers the one is explained that finds the clip strangest.
+        """
         waveform, key = self._waveform(clip, machine, rate)
         mel = LogMel(self.config.audio.rate, self.config.mel)
         levelled = self.config.audio.level_dbfs is not None
-        return explain_waveform(waveform, mel, self.machines[key].profile, levelled)
+        known = self.machines[key]
+        batch = _single(waveform)
+        number = 0
+        if known.quantiles:
+            parts = list(self._verdicts([key], self.represent(batch))[0].parts.values())
+            entries = self.config.scoring.scorers
+            heard = [
+                entry.weight * float(to(np.array([part]))[0])
+                for entry, to, part in zip(entries, known.quantiles, parts, strict=True)
+            ]
+            number = int(np.argmax(heard))
+        scorer, reference = known.scorers[number], known.embeddings[self.config.scoring.scorers[number].view]
+        if (key, number) not in self._ordinary:
+            near = nearest_rows(scorer, reference, reference, EXPLAINED_BY, leave_out=True)
+            frame = mel.config.hop / mel.rate
+            self._ordinary[key, number] = ordinary(known.profile, near, levelled, frame)
+        evidence = self._evidence(known, number, batch)
+        return explain_waveform(waveform, mel, known.profile, levelled, evidence, self._ordinary[key, number])
+
+    def _evidence(self, known: MachineDetector, number: int, batch: Batch) -> Evidence:
+        """What scorer `number` says of one clip: the normal clips nearest to it, errors a frame, shares of bands."""
+        import torch
+
+        view, scorer = self.config.scoring.scorers[number].view, known.scorers[number]
+        with torch.inference_mode():
+            said = self._views[view](batch)
+        embedding = said.embedding.float().cpu().numpy()
+        nearest = nearest_rows(scorer, embedding, known.embeddings[view], EXPLAINED_BY)[0]
+        if said.frame_error is not None:
+            error = said.frame_error[0].double().cpu().numpy()
+            return Evidence("reconstruction", known.clips, nearest, error)
+        if view == "logmel":
+            features = contributions(scorer, embedding[0], known.embeddings[view][nearest[0]])
+            # the statistics of a band stand side by side, a block of all bands each
+            shares = features.reshape(-1, self.config.mel.n_mels).sum(axis=0)
+            return Evidence("statistics", known.clips, nearest, shares=shares)
+        return Evidence("nearest", known.clips, nearest)
 
     def represent(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """The views of a batch that the scorers look at, (B, D) float32 each."""
@@ -290,6 +343,13 @@ class Detector:
                 arrays[f"{name}|quantile{number}|slope"] = np.array([to.slope])
             arrays |= {f"{name}|reference|{view}": array for view, array in known.embeddings.items()}
             arrays |= {f"{name}|profile|mean": known.profile.mean, f"{name}|profile|spread": known.profile.spread}
+            spectra = known.profile.spectra
+            if spectra is not None:
+                arrays[f"{name}|spectra|levels"] = spectra.levels
+                arrays[f"{name}|spectra|seconds"] = spectra.seconds
+                arrays[f"{name}|spectra|fluctuation"] = spectra.fluctuation
+            if known.profile.frame_error is not None:
+                arrays[f"{name}|frame_error|usual"] = known.profile.frame_error
             calibration[name] = {
                 "calibration": known.calibration.to_dict(),
                 "clips": list(known.clips),
@@ -431,7 +491,12 @@ def _machine(
         scorers=tuple(scorer_from_state(part(f"scorer{number}")) for number in range(count)),
         quantiles=tuple(quantile(number) for number in range(count)) if count > 1 else (),
         calibration=Calibration.from_dict(entry["calibration"]),
-        profile=Profile(**part("profile")),
+        # offkey 0.1 kept the profile alone
+        profile=Profile(
+            **part("profile"),
+            spectra=Spectra(**part("spectra")) if part("spectra") else None,
+            frame_error=part("frame_error").get("usual"),
+        ),
     )
 
 

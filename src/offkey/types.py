@@ -129,16 +129,20 @@ class Labels(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Clips padded with zeros at the end to the longest one.
+    """Clips padded with zeros at the end to the longest one, or windows of clips.
 
     `waveform` (B, T) float32; `lengths` (B,) int64 real samples a clip; `labels` None when scoring;
     `place` (B,) int64 is where each clip stands in the list that the loader was given.
+
+    With `features` (B, C', F) float32 every row is a window of a clip (`offkey.models.windows` says how it is cut), and
+    they are its fixed features, found beforehand and zero past its own frames.
     """
 
     waveform: Tensor
     lengths: Tensor
     labels: Labels | None
     place: Tensor
+    features: Tensor | None = None
 
 
 class Representation(NamedTuple):

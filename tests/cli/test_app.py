@@ -17,6 +17,7 @@ COMMANDS = [
     "demo",
     "fit",
     "score",
+    "explain",
     "evaluate",
     "report",
     "benchmark",
@@ -59,7 +60,8 @@ def test_every_command_has_help(offkey: Callable[..., Any], command: str) -> Non
         ["evaluate", "--scores", "no/such/folder"], ["data", "check", "no/such/folder"], ["demo", "--seed", "-1"],
         ["benchmark", "x", "--systems", "a", "--out", "y", "--seeds", "one"],
         ["data", "synth", "y", "--machine", "dragon"], ["data", "synth", "y", "--set", "secnds=3"],
-        ["data", "synth", "y", "--seed", "-1"],
+        ["data", "synth", "y", "--seed", "-1"], ["explain"], ["explain", "model"],
+        ["explain", "no/such/model", "x.wav"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -90,6 +90,18 @@ def test_without_bootstrap_there_is_no_interval():
     assert "a\\|b" in table.to_markdown()
 
 
+def test_what_a_run_takes_is_told_last_and_in_its_own_unit(runs):
+    dear = [replace(run, costs={"fit_seconds": 100.0 + run.seed, "peak_mib": 512.0}) for run in runs[:3]]
+    table = summarise([*dear, runs[3]], machines=True)
+    assert table.columns[-2:] == (("", "fit_seconds"), ("", "peak_mib"))
+    assert table.header()[-2:] == ["fit, s", "memory, MiB"]
+    assert [row[-2:] for row in table.rows()] == [["101", "512"], ["–", "–"]]
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
+    told = {row["metric"]: (float(row["mean"]), row["low"]) for row in rows if row["system"] == "knn"}
+    assert told["fit_seconds"] == (101.0, "")
+    assert table.cells[0][-2].deviation == pytest.approx(1.0)
+
+
 def test_refuses_what_does_not_compare(runs):
     with pytest.raises(OffkeyError, match="no runs"):
         summarise([])

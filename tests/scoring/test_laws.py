@@ -45,7 +45,8 @@ CASES = [(name, options) for name, variants in CONFIGS.items() for options in va
 
 
 def test_the_laws_cover_the_whole_table():
-    assert set(CONFIGS) == set(SCORERS)
+    # value learns nothing and takes one number a clip: test_reconstruction.py holds it to what is left of the laws
+    assert {*CONFIGS, "value"} == set(SCORERS)
 
 
 def build(case, seed=0):

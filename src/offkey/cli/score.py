@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from offkey.cli.explain import pictures
 from offkey.cli.output import Bars, complain, folder_or_file, print_json
-
-if TYPE_CHECKING:
-    from offkey.detector import Detector, FileVerdict
 
 HEADER = ("file", "score", "p_value", "threshold", "is_anomalous", "error")
 
@@ -58,7 +55,8 @@ def score(
     if out is not None:
         write_whole(out, text.getvalue())
     if explain is not None:
-        _draw(detector, [row for row in rows if row.verdict is not None], explain)
+        for row, explanation, picture in pictures(detector, rows, explain):
+            typer.echo(f"{row.path.name}: {explanation.text} ({picture})", err=True)
     failed = [row for row in rows if row.verdict is None]
     for row in failed:
         complain(f"{row.path}: {row.error}")
@@ -88,22 +86,3 @@ def score(
         alarms = sum(row.verdict.is_anomalous for row in rows if row.verdict is not None)
         typer.echo(f"{len(rows) - len(failed)} files scored, {alarms} alarms, {len(failed)} unusable: {out}")
     return 1 if failed else 0
-
-
-def _draw(detector: Detector, rows: list[FileVerdict], folder: Path) -> None:
-    """A picture a file, and the sentence on stderr."""
-    from offkey.audio.mel import LogMel
-    from offkey.explaining import draw
-
-    mel = LogMel(detector.config.audio.rate, detector.config.mel)
-    names = Counter(row.path.stem for row in rows)
-    for number, row in enumerate(rows):
-        if row.verdict is None:
-            continue
-        explanation = detector.explain(row.path, machine=row.verdict.machine)
-        stem = row.path.stem if names[row.path.stem] == 1 else f"{number:04d}_{row.path.stem}"
-        state = "alarm" if row.verdict.is_anomalous else "no alarm"
-        picture = draw(
-            explanation, mel, f"{row.path.name}: {state}, p = {row.verdict.p_value:.3g}", folder / f"{stem}.png"
-        )
-        typer.echo(f"{row.path.name}: {explanation.text} ({picture})", err=True)

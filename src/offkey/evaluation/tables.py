@@ -11,13 +11,16 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from offkey.evaluation.result import Result
 from offkey.types import OffkeyError
 
-__all__ = ["Cell", "Run", "Table", "summarise"]
+__all__ = ["COSTS", "Cell", "Run", "Table", "summarise"]
+
+COSTS = ("fit_seconds", "score_seconds", "peak_mib")
+"""What a run takes, beside what it reaches: seconds of fitting and of scoring, and peak memory in MiB."""
 
 _TITLES = {
     "official_score": "official score",
@@ -27,21 +30,25 @@ _TITLES = {
     "pauc": "pAUC",
     "pauc_source": "pAUC source",
     "pauc_target": "pAUC target",
+    "fit_seconds": "fit, s",
+    "score_seconds": "score, s",
+    "peak_mib": "memory, MiB",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One evaluated run: which system, which seed, and what came out."""
+    """One evaluated run: which system, which seed, what came out, and what it took (`COSTS`, where that is known)."""
 
     system: str
     seed: int
     result: Result
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One value over the seeds of a system, as fractions.
+    """One value over the seeds of a system, as fractions; what a run takes, in its own unit.
 
     `deviation` is the sample standard deviation, None for one seed; `interval` None where a run has none.
     """
@@ -70,7 +77,7 @@ class Table:
     """Systems by columns. `columns` are (machine, metric); machine "" stands for all of them.
 
     `cells` has one row a system; None where a system has no such value. Text forms are in percent, CSV in
-    fractions.
+    fractions; seconds and MiB stand as they are, as means over seeds.
     """
 
     systems: tuple[str, ...]
@@ -86,10 +93,7 @@ class Table:
         return [
             [
                 name,
-                *(
-                    "–" if c is None else c.text(k[1] == "official_score")
-                    for c, k in zip(row, self.columns, strict=True)
-                ),
+                *(_text(cell, metric) for cell, (_, metric) in zip(row, self.columns, strict=True)),
             ]
             for name, row in zip(self.systems, self.cells, strict=True)
         ]
@@ -113,12 +117,20 @@ class Table:
         return stream.getvalue()
 
 
+def _text(cell: Cell | None, metric: str) -> str:
+    if cell is None:
+        return "–"
+    if metric in COSTS:
+        return f"{cell.mean:.0f}" if cell.mean >= 10 else f"{cell.mean:.1f}"
+    return cell.text(metric == "official_score")
+
+
 def summarise(runs: Sequence[Run], machines: bool = False) -> Table:
     """One row a system, in the order of first appearance.
 
     Columns: the official score and the means of the protocol's values over machines (as the protocol
-    averages); with `machines` also every machine's values. Raises `OffkeyError` on no runs, on runs of
-    different protocols, or where one system has a seed twice.
+    averages); with `machines` also every machine's values; last what the runs take, where any run tells.
+    Raises `OffkeyError` on no runs, on runs of different protocols, or where one system has a seed twice.
     """
     if not runs:
         raise OffkeyError("there are no runs to put into a table")
@@ -135,13 +147,18 @@ def summarise(runs: Sequence[Run], machines: bool = False) -> Table:
     if machines:
         names = dict.fromkeys(name for run in runs for name in run.result.machines)
         columns += [(name, metric) for name in names for metric in runs[0].result.metrics]
+    columns += [("", name) for name in COSTS if any(name in run.costs for run in runs)]
     cells = [tuple(_cell(own, *column) for column in columns) for own in by_system.values()]
     return Table(tuple(by_system), tuple(columns), tuple(cells))
 
 
 def _cell(runs: Sequence[Run], machine: str, metric: str) -> Cell | None:
     read = _reader(machine, metric)
-    found = [pair for pair in (read(run.result) for run in runs) if pair is not None]
+    found: list[tuple[float, tuple[float, float] | None]]
+    if metric in COSTS:
+        found = [(run.costs[metric], None) for run in runs if metric in run.costs]
+    else:
+        found = [pair for pair in (read(run.result) for run in runs) if pair is not None]
     if not found:
         return None
     values = [value for value, _ in found]

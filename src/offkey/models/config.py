@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["DiscriminativeConfig", "Normalise"]
+__all__ = ["DiscriminativeConfig", "Normalise", "ReconstructiveConfig"]
 
 Normalise = Literal["dataset", "instance", "none"]
 
@@ -38,3 +38,32 @@ class DiscriminativeConfig(BaseModel):
         description="log-mel scale: dataset = mean and deviation of each band over the training clips; "
         "instance = one mean and deviation a clip; none = dB as they are",
     )
+
+
+class ReconstructiveConfig(BaseModel):
+    """The net of Approach 2: encoder frames (+ Tgram) (+ log-mel) -> convolutional autoencoder over time.
+
+    >>> ReconstructiveConfig(window=16).latent
+    32
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window: int = Field(default=32, ge=1, description="mel frames that the autoencoder sees at once; 32 are about 1 s")
+    latent: int = Field(default=32, ge=1, description="numbers in the vector that stands for a window")
+    width: int = Field(default=160, ge=1, description="channels of the convolutions; half as many are twice as fast")
+    halvings: int = Field(default=3, ge=0, description="convolutions on either side of the latent, each halving time")
+    use_tgram: bool = Field(default=True, description="add the learnt time-domain channels beside the encoder's")
+    tgram_channels: int = Field(default=128, ge=1, description="channels of Tgram")
+    tgram_layers: int = Field(
+        default=3, ge=0, description="norm + convolution layers after Tgram's framing convolution"
+    )
+    use_log_mel: bool = Field(default=False, description="add the log-mel bands to what is reconstructed")
+
+    @model_validator(mode="after")
+    def _halves_without_rest(self) -> ReconstructiveConfig:
+        if self.window % 2**self.halvings:
+            raise ValueError(
+                f"window {self.window} is not a multiple of {2**self.halvings}, 2 to the power of halvings"
+            )
+        return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["MultiTaskConfig"]
+__all__ = ["MultiTaskConfig", "ReconstructionConfig"]
 
 
 class MultiTaskConfig(BaseModel):
@@ -25,6 +25,21 @@ class MultiTaskConfig(BaseModel):
     mmd_weight: float = Field(default=0.1, ge=0, description="factor on MMD of source and target embeddings")
     modality_mmd_weight: float = Field(default=0.0, ge=0, description="factor on MMD between input streams")
     mmd_kernels: int = Field(default=5, ge=1, description="bandwidths of the MMD, each twice the one before")
+    balance_classes: bool = Field(
+        default=False, description="weigh identities by the inverse square root of their number of clips"
+    )
+
+
+class ReconstructionConfig(BaseModel):
+    """Terms of Approach 2's loss: the mean squared error, and α times the cross-entropy of the identity.
+
+    >>> ReconstructionConfig(identity_weight=0.0).balance_classes
+    False
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identity_weight: float = Field(default=0.1, ge=0, description="α, the factor on the identity's cross-entropy")
     balance_classes: bool = Field(
         default=False, description="weigh identities by the inverse square root of their number of clips"
     )

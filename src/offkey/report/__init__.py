@@ -2,12 +2,14 @@
 
 `contents` says what a report is made of, `page.write_report` writes it, `figures` draws its charts,
 `projection.project` lays embeddings out in two dimensions. Nothing here knows how a detector is stored.
+`comparison.write_comparison` writes the table of a benchmark in the same style.
 """
 
 from __future__ import annotations
 
+from offkey.report.comparison import write_comparison
 from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
 from offkey.report.page import write_report
 from offkey.report.projection import project
 
-__all__ = ["ReportData", "MachineReport", "ClipReport", "EmbeddingMap", "project", "write_report"]
+__all__ = ["ReportData", "MachineReport", "ClipReport", "EmbeddingMap", "project", "write_comparison", "write_report"]

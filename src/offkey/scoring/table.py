@@ -14,6 +14,7 @@ from offkey.scoring.gmm import Mixture, MixtureOptions
 from offkey.scoring.magnitude import Level, LevelOptions
 from offkey.scoring.mahalanobis import Mahalanobis, MahalanobisOptions
 from offkey.scoring.neighbours import Neighbours, NeighboursOptions
+from offkey.scoring.reconstruction import Value, ValueOptions
 
 __all__ = ["SCORERS", "ScorerConfig", "build_scorer", "scorer_from_state"]
 
@@ -23,10 +24,11 @@ SCORERS: dict[str, type[Scorer]] = {
     "neighbours": Neighbours,
     "density": Density,
     "level": Level,
+    "value": Value,
 }
 
 ScorerConfig = Annotated[
-    MahalanobisOptions | MixtureOptions | NeighboursOptions | DensityOptions | LevelOptions,
+    MahalanobisOptions | MixtureOptions | NeighboursOptions | DensityOptions | LevelOptions | ValueOptions,
     Field(discriminator="name"),
 ]
 

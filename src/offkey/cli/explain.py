@@ -1,0 +1,138 @@
+"""`offkey explain`: when, in which band and by how much a recording departs from normal, drawn and in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offkey.cli.output import Bars, complain, folder_or_file, print_json
+from offkey.types import OffkeyError
+
+if TYPE_CHECKING:
+    from offkey.detector import Detector, FileVerdict
+    from offkey.explaining import Explanation
+
+
+def explain(
+    model: Annotated[Path, typer.Argument(help="Folder of a detector.")],
+    clips: Annotated[list[Path], typer.Argument(help="Audio files, or folders of them.")],
+    machine: Annotated[str | None, typer.Option(help="Which machine the files are of.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for a picture a clip.")] = Path("explanations"),
+    normal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the normal recordings that the detector was fitted on; the nearest one is then shown "
+            "beside the clip (default: looked for beside the clip, and in a train folder next to its own)."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Say when and where recordings depart from normal, and draw it. Unusable files are named (exit 1)."""
+    from offkey.detector import Detector
+
+    if normal is not None and not normal.is_dir():
+        raise OffkeyError(f"--normal: there is no folder {normal}")
+    detector = Detector.load(model)
+    files = [file for path in clips for file in folder_or_file(path)]
+    if not files:
+        complain(f"no audio files in {', '.join(map(str, clips))}")
+        return 2
+    told: list[dict[str, Any]] = []
+    with Bars() as bars:
+        bars.start("scoring", len(files))
+        rows = list(
+            detector.score_files(files, machine=machine, workers=workers, progress=lambda done, _: bars.step(done))
+        )
+        bars.start("explaining", sum(row.verdict is not None for row in rows))
+        drawn = {}
+        for number, (row, explanation, picture) in enumerate(pictures(detector, rows, out, normal)):
+            drawn[id(row)] = (explanation, picture)
+            bars.step(number + 1)
+    for row in rows:
+        verdict = row.verdict
+        if verdict is None:
+            told.append({"file": str(row.path), "error": row.error})
+            continue
+        explanation, picture = drawn[id(row)]
+        judged = {
+            "machine": verdict.machine,
+            "score": verdict.score,
+            "p_value": verdict.p_value,
+            "is_anomalous": verdict.is_anomalous,
+        }
+        told.append({"file": str(row.path), "error": None} | judged | _described(explanation, picture))
+        if not as_json:
+            typer.echo(f"{row.path.name}: {explanation.text} ({picture})")
+    if as_json:
+        print_json({"files": told})
+    failed = [row for row in rows if row.verdict is None]
+    for row in failed:
+        complain(f"{row.path}: {row.error}")
+    return 1 if failed else 0
+
+
+def _described(explanation: Explanation, picture: Path) -> dict[str, Any]:
+    return {
+        "kind": explanation.kind,
+        "start": explanation.start,
+        "end": explanation.end,
+        "low": explanation.low,
+        "high": explanation.high,
+        "difference": explanation.difference,
+        "strangeness": explanation.strangeness,
+        "nearest": explanation.nearest,
+        "like": explanation.like,
+        "normal_clips": explanation.normal_clips,
+        "text": explanation.text,
+        "picture": str(picture),
+    }
+
+
+def pictures(
+    detector: Detector, rows: Sequence[FileVerdict], folder: Path, normal: Path | None = None
+) -> Iterator[tuple[FileVerdict, Explanation, Path]]:
+    """A picture in `folder` for each file that has a verdict, in their order; `normal` as for `offkey explain`."""
+    from offkey.audio.io import read_clip
+    from offkey.audio.mel import LogMel
+    from offkey.explaining import draw
+
+    mel = LogMel(detector.config.audio.rate, detector.config.mel)
+    names = Counter(row.path.stem for row in rows)
+    for number, row in enumerate(rows):
+        verdict = row.verdict
+        if verdict is None:
+            continue
+        explanation = detector.explain(row.path, machine=verdict.machine)
+        found = None
+        if explanation.nearest is not None:
+            found = _found(explanation.nearest, row.path, verdict.machine, normal)
+        beside = None
+        if found is not None:
+            try:
+                beside = read_clip(found, detector.config.audio)
+            except OffkeyError:
+                beside = None  # what the detector keeps of it is shown instead
+        stem = row.path.stem if names[row.path.stem] == 1 else f"{number:04d}_{row.path.stem}"
+        state = "alarm" if verdict.is_anomalous else "no alarm"
+        title = f"{row.path.name}: {state}, p = {verdict.p_value:.3g}"
+        yield row, explanation, draw(explanation, mel, title, folder / f"{stem}.png", beside)
+
+
+def _found(name: str, clip: Path, machine: str, normal: Path | None) -> Path | None:
+    """The file of a normal clip, of which the detector knows the name; None unless there is one such file only."""
+    here = clip.absolute().parent
+    if normal is None:
+        return _only(path for path in (here / name, here.parent / "train" / name) if path.is_file())
+    below = [path for path in normal.rglob("*") if path.name == name and path.is_file()]
+    own = [path for path in below if machine.partition("/")[0] in path.relative_to(normal).parts]
+    return _only(own) or _only(below)
+
+
+def _only(paths: Iterable[Path]) -> Path | None:
+    found = list(dict.fromkeys(paths))
+    return found[0] if len(found) == 1 else None

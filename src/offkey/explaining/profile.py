@@ -1,0 +1,164 @@
+"""What a detector keeps of normal clips so that a strange one can be compared with them: no audio, a few kB a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offkey.audio.mel import LogMel
+from offkey.types import Batch
+
+__all__ = ["KNOTS", "STRETCHES", "Profile", "ProfileBuilder", "Spectra", "local", "profile_of", "stretches"]
+
+STRETCHES = 16
+"""Columns of the coarse spectrogram that is kept of each normal clip."""
+
+KNOTS = np.linspace(-3.0, 3.0, 13)
+"""Normal scores at which `Spectra.fluctuation` is kept."""
+
+_SMOOTH_SECONDS = 0.1  # single frames of noise fluctuate by several dB: look at what lasts
+_SMALLEST_SPREAD_DB = 1.0
+_BINS = np.linspace(-60.0, 60.0, 481)
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Coarse log-mel spectrograms of normal clips: `levels` (N, M, 16) float16 in dB, `seconds` (N,) float32.
+
+    A column is the mean over a sixteenth of its clip. Rows stand in the order of the detector's reference clips.
+    128 bands take 4 kB a clip. `fluctuation` (M, 13) float32: how many dB a normal clip is, for a tenth of a second,
+    above its own median in each band: quantiles over all clips, at the normal scores `KNOTS`.
+    """
+
+    levels: NDArray[np.float16]
+    seconds: NDArray[np.float32]
+    fluctuation: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """How many clips there are."""
+        return len(self.levels)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What is normal in each mel band: `mean` and `spread` (M,) in dB over the frames of all normal clips.
+
+    `spectra` are the clips one by one, None in detectors of offkey 0.1. `frame_error` (3,) is what is normal of a
+    model's reconstruction error: its mean over all frames, the standard deviation of the clips' own means, and that of
+    frames within their clip; None where nothing is reconstructed.
+    """
+
+    mean: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    spectra: Spectra | None = None
+    frame_error: NDArray[np.float32] | None = None
+
+
+class ProfileBuilder:
+    """Adds up normal clips, a batch at a time, to a `Profile` a machine.
+
+    The spectra of a machine stand in the order of `Batch.place`.
+    """
+
+    def __init__(self, mel: LogMel) -> None:
+        self.mel = mel
+        self._sums: dict[str, list[NDArray[np.float64]]] = {}
+        self._clips: dict[str, list[tuple[int, NDArray[np.float16], float]]] = {}
+        self._errors: dict[str, list[tuple[int, float, float]]] = {}
+        self._counts: dict[str, NDArray[np.int64]] = {}
+
+    def add(self, machines: Iterable[str], batch: Batch, frame_error: Tensor | None = None) -> None:
+        """Count a batch whose clips belong to `machines` (B names).
+
+        `frame_error` (B, F) is what the model says of the same clips; frames past a clip's own end do not count.
+        """
+        names = list(machines)
+        levels = self.mel(batch.waveform, batch.lengths).double().numpy()
+        counts = self.mel.frames(batch.lengths).tolist()
+        seconds = (batch.lengths.double() / self.mel.rate).tolist()
+        for row, (name, place) in enumerate(zip(names, batch.place.tolist(), strict=True)):
+            own = levels[row, :, : counts[row]]
+            sums = self._sums.setdefault(name, [np.zeros(len(own)), np.zeros(len(own)), np.zeros(1)])
+            sums[0] += own.sum(axis=1)
+            sums[1] += np.square(own).sum(axis=1)
+            sums[2] += counts[row]
+            self._clips.setdefault(name, []).append((place, stretches(own).astype(np.float16), seconds[row]))
+            self._count(name, local(own, self.mel.config.hop / self.mel.rate))
+            if frame_error is not None:
+                errors = frame_error[row, : counts[row]].double()
+                told = (int(errors.numel()), float(errors.mean()), float(errors.var(correction=0)))
+                self._errors.setdefault(name, []).append(told)
+
+    def profiles(self) -> dict[str, Profile]:
+        """The profile of every machine that was counted."""
+        made = {}
+        for name, sums in self._sums.items():
+            ordered = sorted(self._clips[name], key=lambda clip: clip[0])
+            spectra = Spectra(
+                np.stack([levels for _, levels, _ in ordered]),
+                np.array([seconds for *_, seconds in ordered], dtype=np.float32),
+                _quantiles(self._counts[name]),
+            )
+            plain = profile_of(sums[0], sums[1], sums[2])
+            made[name] = Profile(plain.mean, plain.spread, spectra, self._usual_error(name))
+        return made
+
+    def _count(self, name: str, values: NDArray[np.float64]) -> None:
+        """Add a clip's fluctuations (M, F) to its machine's histogram a band."""
+        counts = self._counts.setdefault(name, np.zeros((len(values), len(_BINS) - 1), dtype=np.int64))
+        step = float(_BINS[1] - _BINS[0])
+        places = np.clip(np.floor((values - _BINS[0]) / step), 0, len(_BINS) - 2).astype(np.int64)
+        np.add.at(counts, (np.arange(len(values))[:, None], places), 1)
+
+    def _usual_error(self, name: str) -> NDArray[np.float32] | None:
+        told = np.array(self._errors.get(name, ()), dtype=np.float64)
+        if not len(told):
+            return None
+        share = told[:, 0] / told[:, 0].sum()
+        mean = float(share @ told[:, 1])
+        between = float(share @ np.square(told[:, 1] - mean))
+        return np.array([mean, np.sqrt(between), np.sqrt(float(share @ told[:, 2]))], dtype=np.float32)
+
+
+def profile_of(total: NDArray[np.float64], squares: NDArray[np.float64], count: NDArray[np.float64]) -> Profile:
+    """A profile from sums (M,) and sums of squares (M,) over `count` (1,) frames."""
+    mean = total / count
+    spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return Profile(mean.astype(np.float32), np.maximum(spread, _SMALLEST_SPREAD_DB).astype(np.float32))
+
+
+def stretches(level: NDArray[np.float64], count: int = STRETCHES) -> NDArray[np.float64]:
+    """(M, count) means of a map (M, F) over equal stretches of time; stretches of a shorter map share frames.
+
+    >>> stretches(np.arange(8.0)[None], 4)
+    array([[0.5, 2.5, 4.5, 6.5]])
+    """
+    frames = level.shape[1]
+    begin = np.arange(count) * frames // count
+    end = np.maximum(np.arange(1, count + 1) * frames // count, begin + 1)
+    total = np.concatenate([np.zeros((len(level), 1)), np.cumsum(level, axis=1)], axis=1)
+    return np.asarray((total[:, end] - total[:, begin]) / (end - begin))
+
+
+def local(level: NDArray[np.float64], frame: float) -> NDArray[np.float64]:
+    """(M, F) dB by which a clip stands above its own median in each band, for about a tenth of a second.
+
+    `level` (M, F) log-mel in dB, a frame lasting `frame` seconds.
+    """
+    from scipy import ndimage
+
+    width = max(1, round(_SMOOTH_SECONDS / frame))
+    return np.asarray(ndimage.uniform_filter1d(level, width, mode="nearest") - np.median(level, axis=1, keepdims=True))
+
+
+def _quantiles(counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(M, 13) quantiles of histograms (M, bins) at the normal scores `KNOTS`."""
+    from scipy.special import ndtr
+
+    share = np.cumsum(counts, axis=1) / counts.sum(axis=1, keepdims=True)
+    wanted = ndtr(KNOTS)
+    return np.stack([np.interp(wanted, np.concatenate([[0.0], row]), _BINS) for row in share]).astype(np.float32)

@@ -1,0 +1,221 @@
+"""Each kind of explanation finds the fault by its own evidence, and what is kept for that is small and survives."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import offkey
+from offkey.audio.mel import LogMel
+from offkey.explaining import Evidence, Profile, ProfileBuilder, draw, explain_waveform
+from offkey.types import Batch, Representation
+
+RATE = 16000
+
+
+def hiss(seed: int, seconds: float = 3.0) -> np.ndarray:
+    return (0.05 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def burst(samples: np.ndarray, start: float, end: float, hertz: float, size: float) -> np.ndarray:
+    time = np.arange(len(samples)) / RATE
+    sound = size * np.sin(2 * np.pi * hertz * time) * ((time >= start) & (time < end))
+    return (samples + sound).astype(np.float32)
+
+
+def batch_of(clips: list[np.ndarray]) -> Batch:
+    longest = max(map(len, clips))
+    padded = np.stack([np.pad(clip, (0, longest - len(clip))) for clip in clips])
+    lengths = torch.tensor([len(clip) for clip in clips])
+    return Batch(torch.from_numpy(padded), lengths, None, torch.arange(len(clips)))
+
+
+@pytest.fixture(scope="module")
+def mel() -> LogMel:
+    return LogMel(RATE)
+
+
+@pytest.fixture(scope="module")
+def profile(mel: LogMel) -> Profile:
+    """Even rows: hiss; odd rows: hiss with a steady tone at 1 kHz."""
+    builder = ProfileBuilder(mel)
+    clips = [burst(hiss(seed), 0.0, 9.0, 1000.0, 0.05 * (seed % 2)) for seed in range(16)]
+    builder.add(["fan"] * 16, batch_of(clips))
+    return builder.profiles()["fan"]
+
+
+NAMES = tuple(f"{number}.wav" for number in range(16))
+
+
+def test_against_the_nearest_and_not_against_the_mean_of_all_settings(profile: Profile, mel: LogMel) -> None:
+    humming = burst(hiss(99), 0.0, 9.0, 1000.0, 0.05)
+    own = explain_waveform(humming, mel, profile, False, Evidence("nearest", NAMES, np.array([1, 3, 5])))
+    other = explain_waveform(humming, mel, profile, False, Evidence("nearest", NAMES, np.array([0, 2, 4])))
+    band = int(np.abs(np.array(own.level).mean(axis=1)).argmin())
+    assert abs(own.decibels[band].mean()) < 1 < 6 < other.decibels[band].mean()
+    assert (own.kind, own.nearest, other.nearest) == ("nearest", "1.wav", "0.wav")
+
+
+def test_words_and_counts(profile: Profile, mel: LogMel) -> None:
+    found = explain_waveform(burst(hiss(99), 1.0, 1.6, 3000.0, 0.05), mel, profile)
+    assert abs(found.start - 1.0) < 0.15
+    assert abs(found.end - 1.6) < 0.15
+    assert found.low < 3000 < found.high
+    assert (found.like, found.normal_clips, found.kind) == (0, 16, "profile")
+    assert re.match(r"1\.0–1\.[67] s, ", found.text)
+    assert "above normal; none of 16 normal clips does the like there" in found.text
+    assert "chance" not in found.text
+    assert found.strangeness > 5
+    assert "hardly more than chance" in explain_waveform(hiss(98), mel, profile).text
+
+
+def test_a_gap_is_below_normal(profile: Profile, mel: LogMel) -> None:
+    clip = hiss(99)
+    clip[RATE : 2 * RATE] *= 0.1
+    found = explain_waveform(clip, mel, profile)
+    assert found.difference < -10
+    assert "below normal" in found.text
+    assert abs(found.start - 1.0) < 0.15
+
+
+def test_what_the_model_cannot_rebuild_says_when(profile: Profile, mel: LogMel) -> None:
+    """Two bursts: the louder one is no concern of the model."""
+    clip = burst(burst(hiss(99), 0.5, 1.0, 5000.0, 0.2), 2.0, 2.5, 500.0, 0.05)
+    error = np.full(94, 1.0) + 0.05 * np.random.default_rng(0).standard_normal(94)
+    error[63:79] += 1.0
+    found = explain_waveform(clip, mel, profile, False, Evidence("reconstruction", NAMES, np.array([0]), error))
+    assert (found.kind, found.curve_name) == ("reconstruction", "reconstruction error")
+    assert abs(found.start - 2.0) < 0.15
+    assert abs(found.end - 2.5) < 0.15
+    assert found.low < 500 < found.high < 1500
+    assert explain_waveform(clip, mel, profile).start < 1.0
+    fewer = error.reshape(47, 2).mean(axis=1)  # a model with longer frames
+    again = explain_waveform(clip, mel, profile, False, Evidence("reconstruction", NAMES, np.array([0]), fewer))
+    assert abs(again.start - found.start) < 0.1
+
+
+def test_padding_and_batches_do_not_change_what_is_kept(mel: LogMel) -> None:
+    clips = [hiss(0, 3.0), hiss(1, 1.2), hiss(2, 2.0)]
+    error = torch.rand((3, 94), generator=torch.Generator().manual_seed(0))
+    together, alone = ProfileBuilder(mel), ProfileBuilder(mel)
+    together.add(["fan"] * 3, batch_of(clips), error)
+    for place in (2, 0, 1):
+        one = batch_of([clips[place]])._replace(place=torch.tensor([place]))
+        alone.add(["fan"], one, error[place : place + 1])
+    a, b = together.profiles()["fan"], alone.profiles()["fan"]
+    assert a.spectra is not None
+    assert b.spectra is not None
+    np.testing.assert_allclose(a.mean, b.mean, atol=1e-4)
+    np.testing.assert_allclose(a.spectra.levels.astype(np.float32), b.spectra.levels.astype(np.float32), atol=0.1)
+    np.testing.assert_allclose(a.spectra.seconds, [3.0, 1.2, 2.0])
+    np.testing.assert_allclose(a.spectra.fluctuation, b.spectra.fluctuation, atol=0.3)
+    assert a.frame_error is not None
+    np.testing.assert_allclose(a.frame_error, b.frame_error, rtol=1e-5)
+    assert a.spectra.levels[0].nbytes == 4096
+
+
+def test_the_picture_is_drawn_with_and_without_the_normal_clip(profile: Profile, mel: LogMel, tmp_path: Path) -> None:
+    evidence = Evidence("statistics", NAMES, np.array([0]), shares=np.linspace(-0.1, 1.0, 128))
+    found = explain_waveform(burst(hiss(99), 1.0, 1.6, 3000.0, 0.05), mel, profile, False, evidence)
+    assert "% of the score" in found.text
+    bare = draw(found, mel, "a title", tmp_path / "bare.png").read_bytes()
+    beside = draw(found, mel, "a title", tmp_path / "beside.png", hiss(0)).read_bytes()
+    old = draw(
+        explain_waveform(hiss(1, 0.3), mel, Profile(profile.mean, profile.spread)), mel, "t", tmp_path / "old.png"
+    )
+    assert len({bare, beside, old.read_bytes()}) == 3
+    assert bare.startswith(b"\x89PNG")
+
+
+# ---- detectors
+
+
+@pytest.mark.parametrize(
+    ("system", "kind"), [("logmel-mahalanobis", "statistics"), ("loudness", "nearest"), ("discriminative", "nearest")]
+)
+def test_a_detector_explains_by_its_own_kind(
+    fitted: Callable[[str], Any], small_set: Path, system: str, kind: str
+) -> None:
+    detector, folder = fitted(system)
+    clip = min(small_set.glob("fan/test/*.wav"))
+    found = detector.explain(clip)
+    assert found.kind == kind
+    assert found.nearest in detector.machines["fan"].clips
+    assert found.normal_clips == 22
+    assert (found.shares is not None) == (kind == "statistics")
+    again = offkey.load(folder).explain(clip)
+    assert again.text == found.text
+    np.testing.assert_array_equal(again.decibels, found.decibels)
+
+
+def test_a_model_that_rebuilds_is_asked_for_its_error(fitted: Callable[[str], Any], monkeypatch: Any) -> None:
+    detector = offkey.load(fitted("logmel-mahalanobis").folder)
+    plain = detector._views["logmel"]
+
+    class Rebuilding(torch.nn.Module):
+        def forward(self, batch: Batch) -> Representation:
+            error = torch.full((1, 94), 1.0)
+            error[:, 30:50] = 2.0
+            return plain(batch)._replace(frame_error=error)
+
+    monkeypatch.setitem(detector._views, "logmel", Rebuilding())
+    found = detector.explain(hiss(0), machine="fan")
+    assert found.kind == "reconstruction"
+    assert abs(found.start - 29.5 * 0.032) < 0.15
+    assert abs(found.end - 49.5 * 0.032) < 0.15
+
+
+def test_a_detector_of_before_is_read_and_falls_back(copied: Callable[[str], Path]) -> None:
+    detector = offkey.load(copied("logmel-mahalanobis"))
+    for name, known in detector.machines.items():
+        detector.machines[name] = replace(known, profile=Profile(known.profile.mean, known.profile.spread))
+    folder = detector.save(copied("loudness"))
+    from safetensors.numpy import load_file
+
+    assert not [key for key in load_file(folder / "scorer.safetensors") if "|spectra|" in key]
+    found = offkey.load(folder).explain(hiss(0), machine="fan")
+    assert (found.kind, found.like) == ("profile", None)
+    assert "normal clip" not in found.text
+
+
+def test_the_command_draws_and_tells(
+    fitted: Callable[[str], Any], small_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    from offkey.cli.app import run
+
+    model = fitted("logmel-mahalanobis").folder
+    folder = tmp_path / "fan"
+    folder.mkdir()
+    shutil.copy(min(small_set.glob("fan/test/*.wav")), folder / "a.wav")
+    (folder / "b.wav").write_text("no sound")
+    arguments = ["explain", str(model), str(folder), "--out", str(tmp_path / "why"), "--workers", "0"]
+    assert run(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("a.wav: ")
+    assert "b.wav" in said.err
+    coarse = (tmp_path / "why" / "a.png").read_bytes()
+    assert run([*arguments, "--json", "--normal", str(small_set)]) == 1
+    told = json.loads(capsys.readouterr().out)["files"]
+    assert [entry["error"] is None for entry in told] == [True, False]
+    assert told[0]["text"] in said.out
+    assert told[0]["nearest"].startswith("section_00_")
+    assert {"kind", "start", "end", "low", "high", "difference", "like", "normal_clips", "picture"} < told[0].keys()
+    assert (tmp_path / "why" / "a.png").read_bytes() != coarse
+    assert run([*arguments, "--normal", str(tmp_path / "nowhere")]) == 2
+    assert "no folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert run(["explain", str(model), str(tmp_path / "empty")]) == 2
+    samples, rate = soundfile.read(folder / "a.wav")
+    assert rate == RATE
+    assert told[0]["end"] <= len(samples) / rate
