@@ -30,13 +30,12 @@ import torch
 from offkey.audio.io import AudioConfig, read_clip
 from offkey.audio.mel import LogMel, MelConfig
 from offkey.models.dense_autoencoder import FLOOR_DB, DenseAutoencoder, SelectiveMahalanobis
-from offkey.models.error_pooling import PooledError
+from offkey.models.error_pooling import pool_errors
 from offkey.objectives.reconstruction import Reconstruction
 from offkey.training.config import TrainingConfig
-from offkey.training.frame_windows import EveryWindow
 from offkey.training.loop import train
 from offkey.training.task import TrainingTask
-from offkey.training.windows import lay_out
+from offkey.training.windows import EveryWindow, lay_out
 from offkey.types import Batch, Labels
 
 AUDIO = AudioConfig()
@@ -72,7 +71,7 @@ class TheirLoader:
     """Batches as the official loader has them: the vectors at `orders[epoch]`, with the names of their clips."""
 
     def __init__(self, vectors: np.ndarray, names: Sequence[str], orders: Sequence[Sequence[Sequence[int]]]) -> None:
-        self.vectors, self.names, self.orders = vectors, names, orders
+        self.error_frames, self.names, self.orders = vectors, names, orders
         self.dataset = vectors
         self.epoch = 0
 
@@ -81,7 +80,7 @@ class TheirLoader:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for rows in self.orders[self.epoch]:
-            data = torch.from_numpy(self.vectors[list(rows)])
+            data = torch.from_numpy(self.error_frames[list(rows)])
             yield data, torch.zeros(len(rows)), torch.ones(len(rows), 1), [self.names[row] for row in rows], rows
 
 
@@ -126,10 +125,12 @@ def our_batch(path: Path, place: int = 0) -> Batch:
     return Batch(samples[None], torch.tensor([len(samples)]), labels, torch.tensor([place]))
 
 
+@torch.no_grad()
 def our_scores(network: DenseAutoencoder, batches: list[Batch]) -> dict[str, np.ndarray]:
     """Both scores of clips, (clips,) each."""
-    views = {"MSE": PooledError(network, network.vectors), "MAHALA": SelectiveMahalanobis(network)}
-    return {name: np.array([view.eval()(batch).embedding.item() for batch in batches]) for name, view in views.items()}
+    mahalanobis = SelectiveMahalanobis(network).eval()
+    errors = [pool_errors(network(batch).frame_error, network.error_frames(batch.lengths)).item() for batch in batches]
+    return {"MSE": np.array(errors), "MAHALA": np.array([mahalanobis(batch).embedding.item() for batch in batches])}
 
 
 def their_weights(model: Any) -> dict[str, torch.Tensor]:

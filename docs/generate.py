@@ -86,6 +86,9 @@ def settings() -> str:
         if not rows:
             continue
         title = f"`[{path}]`" if path else "The system itself"
+        if path in ("model", "objective"):
+            title += f' with `name = "{model.model_fields["name"].default}"`'
+            rows = [row for row in rows if row[0] != f"{path}.name"]
         text += [f"## {title}", "", *_note(model), *_table(rows), ""]
     text += [
         "## `[[scoring.scorers]]`",
@@ -132,20 +135,28 @@ def tables(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[B
     """A model and those below it, each with its path; lists of tables are left to their own chapter."""
     yield path, model
     for name, field in model.model_fields.items():
-        if _is_model(field.annotation):
-            yield from tables(typing.cast(type[BaseModel], field.annotation), f"{path}.{name}" if path else name)
+        for below in _models(field.annotation):
+            yield from tables(below, f"{path}.{name}" if path else name)
 
 
 def keys(model: type[BaseModel], path: str) -> Iterator[tuple[str, str, str, str]]:
     """Key, kind, default and meaning of each plain setting of a model."""
     for name, field in model.model_fields.items():
-        if _is_model(field.annotation) or name == "scorers":
+        if _models(field.annotation) or name == "scorers":
             continue
         yield f"{path}.{name}" if path else name, _kind(field), _default(field), field.description or ""
 
 
 def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    """The table that a setting is, or the kinds of table that it may be."""
+    if _is_model(kind):
+        return [typing.cast(type[BaseModel], kind)]
+    inner = [typing.get_args(part)[0] for part in typing.get_args(kind) if typing.get_origin(part) is typing.Annotated]
+    return inner if inner and all(map(_is_model, inner)) else []
 
 
 def _kind(field: FieldInfo) -> str:

@@ -38,6 +38,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 QUICK = ("training.epochs=1", "training.batch_size=8", "model.width=0.125")
+QUICK_AUTOENCODER = ("training.epochs=1", "training.batch_size=64", "model.width=16")
 """Overrides with which a network learns in a second or two; enough to see that everything fits together."""
 
 
@@ -87,13 +88,25 @@ def small_beats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def quick(small_beats: Path) -> tuple[str, ...]:
-    """Overrides of `fitted`."""
+    """Overrides of `fitted` for systems that tell classes apart."""
     return (*QUICK, f"encoder.weights={small_beats}")
 
 
 @pytest.fixture(scope="session")
+def quick_of(small_beats: Path) -> Callable[[str], tuple[str, ...]]:
+    """Overrides of `fitted` for the system of this name."""
+    from offkey.systems.config import load_preset
+
+    def overrides(system: str) -> tuple[str, ...]:
+        rebuilds = load_preset(system).kind == "reconstructive"
+        return (*(QUICK_AUTOENCODER if rebuilds else QUICK), f"encoder.weights={small_beats}")
+
+    return overrides
+
+
+@pytest.fixture(scope="session")
 def fitted(
-    small_set: Path, quick: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+    small_set: Path, quick_of: Callable[[str], tuple[str, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Fitted]:
     """Preset name -> that system fitted on `small_set`, once a session. Nobody writes into the folder."""
     from offkey.fitting import fit
@@ -103,7 +116,8 @@ def fitted(
     def fit_once(system: str) -> Fitted:
         if system not in known:
             folder = tmp_path_factory.mktemp("fitted") / system
-            known[system] = Fitted(fit(small_set, system, out=folder, overrides=quick, workers=0), folder)
+            overrides = quick_of(system)
+            known[system] = Fitted(fit(small_set, system, out=folder, overrides=overrides, workers=0), folder)
         return known[system]
 
     return fit_once

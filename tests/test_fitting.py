@@ -298,7 +298,7 @@ def test_a_machine_that_the_source_lacks_is_named(small_set: Path) -> None:
 
 
 def test_unknown_systems_and_settings_are_refused(recordings: Path) -> None:
-    with pytest.raises(SettingsError, match=r"no system 'discriminativ'; known: auto, discriminative"):
+    with pytest.raises(SettingsError, match=r"no system 'discriminativ'; known: auto, baseline, discriminative"):
         fit(recordings, "discriminativ")
     with pytest.raises(SettingsError, match=r"unknown setting 'training.epoch' \(did you mean 'training.epochs'\?\)"):
         fit(recordings, "auto", overrides=["training.epoch=3"])

@@ -34,8 +34,9 @@ ROOMS["systems"] = {
     "types", "progress", "audio", "data", "encoders", "models", "objectives", "training", "scoring"
 }  # fmt: skip
 ROOMS["explaining"] = {"types", "files", "audio", "scoring"}
+ROOMS["views"] = {"types", "audio", "models", "systems"}
 BELOW = {*ROOMS, "card"}
-ROOMS["card"] = {"scoring", "detector"}  # the detector for an annotation alone
+ROOMS["card"] = {"objectives", "scoring", "detector"}  # the detector for an annotation alone
 ROOMS["detector"] = BELOW - {"evaluation"}
 ROOMS["fitting"] = (BELOW | {"detector", "__init__"}) - {"evaluation", "card"}
 ROOMS["assessment"] = {"types", "files", "progress", "data", "detector", "evaluation"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from offkey.objectives.config import ReconstructionConfig
 from offkey.scoring.calibrate import clips_needed
 
 if TYPE_CHECKING:
@@ -44,12 +45,21 @@ def write_card(detector: Detector) -> str:
         lines += ["## Why this system", "", *(f"- {reason}" for reason in detector.reasons), ""]
     training = facts.get("training") or {}
     if training:
+        lesson = f"to tell {len(training['classes'])} classes apart"
+        if config.kind == "reconstructive":
+            told = (
+                f", and {lesson}"
+                if isinstance(config.objective, ReconstructionConfig)
+                and (config.objective.identity_weight and len(training["classes"]) > 1)
+                else ""
+            )
+            lesson = f"to rebuild what was heard{told},"
+        count = len(training.get("machines", ()))
         lines += [
-            "## Network",
+            "## Network" + ("s, one a machine" if count else ""),
             "",
-            f"{training['parameters']:,} weights, of which {training['learnt']:,} learnt to tell "
-            f"{len(training['classes'])} classes apart in {training['clips']} clips; {training['held_out']} normal "
-            "clips were held out.",
+            f"{training['parameters']:,} weights, of which {training['learnt']:,} learnt {lesson} in "
+            f"{training['clips']} clips; {training['held_out']} normal clips were held out.",
             "",
         ]
         encoder = training.get("encoder")

@@ -40,15 +40,14 @@ from offkey.explaining import (
     ordinary,
 )
 from offkey.files import sha256, write_whole
-from offkey.models.discriminative import Discriminative
-from offkey.models.statistics import LogMelStatistics, Loudness
 from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, blend, scorer_from_state
 from offkey.systems.config import SystemConfig, ViewScorer
 from offkey.systems.settings import read_toml, to_toml, validate
 from offkey.types import Batch, Clip, ClipMeta, OffkeyError, Verdict
+from offkey.views import SHARED, Seen, ViewError, Views
 
 if TYPE_CHECKING:
-    from torch import nn
+    from offkey.systems.network import Network
 
 __all__ = ["Detector", "DetectorError", "FileVerdict", "MachineDetector", "machine_key"]
 
@@ -113,19 +112,23 @@ class MachineDetector:
 class Detector:
     """A fitted system: scores clips of the machines that it was fitted on.
 
-    Made by `offkey.fit`, read by `offkey.load`. `facts` tells what it was fitted on; `reasons` why `auto` chose.
+    Made by `offkey.fit`, read by `offkey.load`. `networks` by machine, or one by the name "" that all machines share;
+    empty where nothing is trained. `facts` tells what it was fitted on; `reasons` why `auto` chose.
     """
 
     config: SystemConfig
     machines: dict[str, MachineDetector]
-    network: Discriminative | None = None
+    networks: dict[str, Network] = field(default_factory=dict)
     labels: LabelSpace | None = None
     reasons: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Build the views that the scorers look at."""
-        self._views = view_modules(self.config, self.network)
+        try:
+            self._views = Views(self.config, self.networks)
+        except ViewError as error:
+            raise DetectorError(str(error)) from None
         self._ordinary: dict[tuple[str, int], Ordinary] = {}
 
     # ---- scoring
@@ -143,7 +146,7 @@ class Detector:
         Raises AudioError for a clip that cannot be used, DetectorError for an unknown machine.
         """
         waveform, key = self._waveform(clip, machine, rate)
-        return self._verdicts([key], self.represent(_single(waveform)))[0]
+        return self._verdicts([key], self.represent(_single(waveform), [key]))[0]
 
     def score_files(
         self,
@@ -181,8 +184,9 @@ class Detector:
         # A batch whose clips all failed is not yielded, so rows wait until a later batch or the end tells their fate.
         for batch in load_batches(clips, order, reader, None, workers=workers, failures=failures):
             places = [usable[int(i)] for i in batch.place]
-            views = self.represent(batch)
-            verdicts = self._verdicts([str(keys[place]) for place in places], views)
+            mine = [str(keys[place]) for place in places]
+            views = self.represent(batch, mine)
+            verdicts = self._verdicts(mine, views)
             scored.update(zip(places, verdicts, strict=True))
             if embeddings is not None:
                 embeddings.extend(
@@ -226,35 +230,28 @@ class Detector:
         levelled = self.config.audio.level_dbfs is not None
         known = self.machines[key]
         batch = _single(waveform)
-        number = 0
+        seen = self._views(batch, [key])
+        voters, entries = self.config.scoring.voters, self.config.scoring.scorers
+        number = voters[0]
         if known.quantiles:
-            parts = list(self._verdicts([key], self.represent(batch))[0].parts.values())
-            entries = self.config.scoring.scorers
-            heard = [
-                entry.weight * float(to(np.array([part]))[0])
-                for entry, to, part in zip(entries, known.quantiles, parts, strict=True)
-            ]
-            number = int(np.argmax(heard))
+            parts = list(self._verdicts([key], seen.embeddings)[0].parts.values())
+            heard = [entries[n].weight * float(known.quantiles[n](np.array([parts[n]]))[0]) for n in voters]
+            number = voters[int(np.argmax(heard))]
         scorer, reference = known.scorers[number], known.embeddings[self.config.scoring.scorers[number].view]
         if (key, number) not in self._ordinary:
             near = nearest_rows(scorer, reference, reference, EXPLAINED_BY, leave_out=True)
             frame = mel.config.hop / mel.rate
             self._ordinary[key, number] = ordinary(known.profile, near, levelled, frame)
-        evidence = self._evidence(known, number, batch)
+        evidence = self._evidence(known, number, seen)
         return explain_waveform(waveform, mel, known.profile, levelled, evidence, self._ordinary[key, number])
 
-    def _evidence(self, known: MachineDetector, number: int, batch: Batch) -> Evidence:
+    def _evidence(self, known: MachineDetector, number: int, seen: Seen) -> Evidence:
         """What scorer `number` says of one clip: the normal clips nearest to it, errors a frame, shares of bands."""
-        import torch
-
         view, scorer = self.config.scoring.scorers[number].view, known.scorers[number]
-        with torch.inference_mode():
-            said = self._views[view](batch)
-        embedding = said.embedding.float().cpu().numpy()
+        embedding = seen.embeddings[view]
         nearest = nearest_rows(scorer, embedding, known.embeddings[view], EXPLAINED_BY)[0]
-        if said.frame_error is not None:
-            error = said.frame_error[0].double().cpu().numpy()
-            return Evidence("reconstruction", known.clips, nearest, error)
+        if seen.errors is not None and view != "logmel":
+            return Evidence("reconstruction", known.clips, nearest, seen.errors[0].astype(np.float64))
         if view == "logmel":
             features = contributions(scorer, embedding[0], known.embeddings[view][nearest[0]])
             # the statistics of a band stand side by side, a block of all bands each
@@ -262,9 +259,14 @@ class Detector:
             return Evidence("statistics", known.clips, nearest, shares=shares)
         return Evidence("nearest", known.clips, nearest)
 
-    def represent(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
-        """The views of a batch that the scorers look at, (B, D) float32 each."""
-        return represent(self._views, batch)
+    def represent(self, batch: Batch, machines: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The views of a batch that the scorers look at, (B, D) float32 each; its clips belong to `machines` (B)."""
+        return self._views(batch, machines).embeddings
+
+    @property
+    def network(self) -> Network | None:
+        """The network that all machines share, if there is one."""
+        return self.networks.get(SHARED)
 
     def threshold(self, machine: str) -> float:
         """The score above which `machine` raises an alarm; infinite where too few normal clips back the rate."""
@@ -331,6 +333,8 @@ class Detector:
         from safetensors.numpy import save as numpy_bytes
         from safetensors.torch import save as torch_bytes
 
+        from offkey.systems.network import encoder_of
+
         folder = Path(folder)
         arrays: dict[str, NDArray[Any]] = {}
         calibration: dict[str, Any] = {}
@@ -369,11 +373,18 @@ class Detector:
             "calibration.json": json.dumps(document, indent=1, ensure_ascii=False),
             "CARD.md": self.card(),
         }
-        if self.network is not None:
-            encoder = self.network.encoder
-            told = {} if encoder is None else {"encoder": json.dumps(encoder.architecture)}
+        if self.networks:
+            encoder = encoder_of(
+                next(iter(self.networks.values()))
+            )  # a network a machine or one for all: same settings
+            told = None if encoder is None else {"encoder": json.dumps(encoder.architecture)}
             contents["model.safetensors"] = torch_bytes(
-                {key: value.contiguous() for key, value in self.network.state_dict().items()}, told or None
+                {
+                    (key if name == SHARED else f"{name}|{key}"): value.contiguous()
+                    for name, network in self.networks.items()
+                    for key, value in network.state_dict().items()
+                },
+                told,
             )
         for name, content in contents.items():
             write_whole(folder / name, content)
@@ -398,13 +409,13 @@ class Detector:
             document = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
             arrays = load_file(folder / "scorer.safetensors")
             labels = LabelSpace.from_dict(document["labels"]) if document["labels"] else None
-            network = None
+            networks = {}
             if "model.safetensors" in files:
-                network = _network(folder / "model.safetensors", config)
+                networks = _networks(folder / "model.safetensors", config, list(document["machines"]))
             machines = {name: _machine(name, entry, arrays, config) for name, entry in document["machines"].items()}
         except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError, OSError) as error:
             raise DetectorError(f"{folder}: the detector is damaged ({error}); fit it again") from error
-        return cls(config, machines, network, labels, tuple(document["reasons"]), document["facts"])
+        return cls(config, machines, networks, labels, tuple(document["reasons"]), document["facts"])
 
     def card(self) -> str:
         """CARD.md: what a person should know before trusting this detector."""
@@ -413,8 +424,8 @@ class Detector:
         return write_card(self)
 
 
-def _network(file: Path, config: SystemConfig) -> Discriminative:
-    """The trained network; the file tells what its encoder looks like."""
+def _networks(file: Path, config: SystemConfig, machines: Sequence[str]) -> dict[str, Network]:
+    """The trained networks; the file tells what their encoder looks like."""
     from safetensors import safe_open
 
     from offkey.encoders import build_encoder
@@ -423,36 +434,18 @@ def _network(file: Path, config: SystemConfig) -> Discriminative:
     with safe_open(file, framework="pt") as opened:
         told = opened.metadata() or {}
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    name = config.encoder.name
-    network = build_network(config, None if name == "none" else build_encoder(name, json.loads(told["encoder"])))
-    network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False)
-
-
-def view_modules(config: SystemConfig, network: Discriminative | None) -> dict[str, nn.Module]:
-    """The modules whose embeddings the scorers of `config` look at, by view, in evaluation mode."""
-    modules: dict[str, nn.Module] = {}
-    for view in dict.fromkeys(entry.view for entry in config.scoring.scorers):
-        if view == "network":
-            if network is None:
-                raise DetectorError(
-                    f"system {config.system!r} scores a network's embedding, but no network was trained"
-                )
-            modules[view] = network.eval()
-        elif view == "logmel":
-            mel = LogMel(config.audio.rate, config.mel)
-            modules[view] = LogMelStatistics(mel, mean=config.statistics.mean, std=config.statistics.std).eval()
-        else:
-            modules[view] = Loudness().eval()
-    return modules
-
-
-def represent(views: Mapping[str, nn.Module], batch: Batch) -> dict[str, NDArray[np.float32]]:
-    """Each view's embedding of a batch, (B, D) float32."""
-    import torch
-
-    with torch.inference_mode():
-        return {view: module(batch).embedding.float().cpu().numpy() for view, module in views.items()}
+    networks: dict[str, Network] = {}
+    for name in [SHARED] if config.networks == "shared" else machines:
+        prefix = "" if name == SHARED else f"{name}|"
+        encoder = config.encoder.name
+        network = build_network(
+            config, None if encoder == "none" else build_encoder(encoder, json.loads(told["encoder"]))
+        )
+        network.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        )
+        networks[name] = network.eval().requires_grad_(False)
+    return networks
 
 
 def _single(waveform: NDArray[np.float32]) -> Batch:
@@ -482,6 +475,7 @@ def _machine(
         return NormalQuantile(state["knots"], state["quantiles"], float(state["slope"][0]))
 
     count = len(config.scoring.scorers)
+    blended = len(config.scoring.voters) > 1
     return MachineDetector(
         name=name,
         clips=tuple(entry["clips"]),
@@ -489,7 +483,7 @@ def _machine(
         identities=tuple(entry["identities"]),
         embeddings=part("reference"),
         scorers=tuple(scorer_from_state(part(f"scorer{number}")) for number in range(count)),
-        quantiles=tuple(quantile(number) for number in range(count)) if count > 1 else (),
+        quantiles=tuple(quantile(number) for number in range(count)) if blended else (),
         calibration=Calibration.from_dict(entry["calibration"]),
         # offkey 0.1 kept the profile alone
         profile=Profile(

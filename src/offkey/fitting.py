@@ -12,7 +12,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,20 @@ from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, Failure, load_batches
 from offkey.data.source import Source, open_source
-from offkey.detector import MANIFEST, Detector, DetectorError, MachineDetector, represent, view_modules
+from offkey.detector import MANIFEST, Detector, DetectorError, MachineDetector
 from offkey.explaining import Profile, ProfileBuilder
 from offkey.progress import Progress, Quiet
 from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, cross_fit
 from offkey.scoring.calibrate import clips_needed
 from offkey.systems.choose import choose
 from offkey.systems.config import SystemConfig, load_preset
-from offkey.systems.discriminative import label_clips, train_network
+from offkey.systems.discriminative import train_discriminative
+from offkey.systems.lessons import Lessons, Outcome, label_clips
 from offkey.systems.network import check_encoder
+from offkey.systems.reconstructive import train_reconstructive
 from offkey.training.distributed import leads
 from offkey.types import ClipMeta, Condition, Content, OffkeyError, Split
+from offkey.views import SHARED, Views
 
 __all__ = ["FitError", "fit"]
 
@@ -102,20 +105,18 @@ def fit(
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out if out is not None else scratch)
-        network, labels, held_out, training = None, None, frozenset[Path](), {}
-        if config.kind == "discriminative":
-            lesson_clips = clips + (extra if config.labels.supplemental else [])
-            labels = label_clips(lesson_clips, config, reader, workers)
-            outcome = train_network(
-                lesson_clips, labels, config, reader, folder / "training", workers=workers, progress=progress
-            )
-            network, held_out, training = outcome.network, outcome.held_out, outcome.facts
+        outcomes: dict[str, Outcome] = {}
+        labels = None
+        if config.kind != "training-free":
+            heard = clips + (extra if config.labels.supplemental else [])
+            labels = label_clips(heard, config, reader, workers)
+            outcomes = _train(heard, labels, config, reader, folder / "training", workers, progress)
         detector = _assemble(
             clips,
             config,
-            network,
+            {name: outcome.network for name, outcome in outcomes.items()},
             labels,
-            held_out,
+            frozenset[Path]().union(*(outcome.held_out for outcome in outcomes.values())),
             reader,
             workers=workers,
             progress=progress,
@@ -124,7 +125,7 @@ def fit(
         detector.reasons = tuple(reasons)
         detector.facts |= {
             "asked": asked,
-            "training": training,
+            "training": _training_facts(outcomes),
             "source": source.root.name,
             "kind": source.kind,
         }
@@ -132,6 +133,42 @@ def fit(
             detector.save(out)
             _forget_checkpoints(out)
     return detector
+
+
+def _train(
+    clips: Sequence[ClipMeta],
+    labels: LabelSpace,
+    config: SystemConfig,
+    reader: ClipReader,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+) -> dict[str, Outcome]:
+    """The trained network that all machines share, or one for each; checkpoints lie in `folder`, or a folder in it."""
+    teach = train_discriminative if config.kind == "discriminative" else train_reconstructive
+    if config.networks == "shared":
+        return {SHARED: teach(Lessons(clips, labels, config, reader, workers), folder, progress)}
+    outcomes = {}
+    for name, members in _groups(clips).items():
+        progress.say(f"the network of {name}")
+        mine = [clips[place] for place in members]
+        own = label_clips(mine, config, reader, workers)
+        outcomes[name] = teach(Lessons(mine, own, config, reader, workers), folder / name.replace("/", "_"), progress)
+    return outcomes
+
+
+def _training_facts(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """What the card tells of training; numbers of several networks are added up, and each stands by itself as well."""
+    told = {name: outcome.facts for name, outcome in outcomes.items()}
+    if SHARED in told or not told:
+        return told.get(SHARED, {})
+    first = next(iter(told.values()))
+    total: dict[str, Any] = {
+        key: sum(facts[key] for facts in told.values()) for key in ("clips", "held_out", "parameters", "learnt")
+    }
+    total |= {key: [entry for facts in told.values() for entry in facts[key]] for key in ("classes", "held_out_clips")}
+    total |= {key: first[key] for key in ("encoder",) if key in first}
+    return total | {"machines": told}
 
 
 def _training_clips(source: Source, machines: Sequence[str]) -> tuple[list[ClipMeta], list[ClipMeta]]:
@@ -211,14 +248,14 @@ def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> Detector | N
 
 
 def _forget_checkpoints(out: Path) -> None:
-    for checkpoint in (out / "training").glob("*.pt"):
+    for checkpoint in (out / "training").rglob("*.pt"):
         checkpoint.unlink()
 
 
 def _assemble(
     clips: Sequence[ClipMeta],
     config: SystemConfig,
-    network: Any,
+    networks: dict[str, Any],
     labels: LabelSpace | None,
     held_out: frozenset[Path],
     reader: ClipReader,
@@ -228,7 +265,7 @@ def _assemble(
     failures: list[Failure],
 ) -> Detector:
     """Embed the normal clips, fit scorers and calibration a machine each."""
-    views = view_modules(config, network)
+    views = Views(config, networks)
     order = [list(range(at, min(at + EMBED_BATCH, len(clips)))) for at in range(0, len(clips), EMBED_BATCH)]
     rows: dict[int, dict[str, NDArray[np.float32]]] = {}
     seconds = 0.0
@@ -237,10 +274,12 @@ def _assemble(
     builder = ProfileBuilder(LogMel(config.audio.rate, config.mel))
     progress.start("embedding normal clips", len(clips))
     for batch in load_batches(clips, order, reader, None, workers=workers, failures=failures):
-        for name, array in represent(views, batch).items():
+        machines_of = [group_of[place] for place in batch.place.tolist()]
+        seen = views(batch, machines_of)
+        for view, array in seen.embeddings.items():
             for place, row in zip(batch.place.tolist(), array, strict=True):
-                rows.setdefault(place, {})[name] = row
-        builder.add([group_of[place] for place in batch.place.tolist()], batch)
+                rows.setdefault(place, {})[view] = row
+        builder.add(machines_of, batch, seen.errors)
         seconds += float(batch.lengths.sum()) / config.audio.rate
         progress.step(len(rows))
     machines: dict[str, MachineDetector] = {}
@@ -250,7 +289,7 @@ def _assemble(
         machines[name] = fit_machine(
             name,
             [clips[place] for place in mine],
-            {view: np.stack([rows[place][view] for place in mine]) for view in views},
+            {view: np.stack([rows[place][view] for place in mine]) for view in views.names},
             profiles[name],
             config,
             labels,
@@ -259,7 +298,7 @@ def _assemble(
         warning = machines[name].calibration.warning()
         if warning:
             progress.say(f"{name}: {warning}")
-        if network is not None and len(machines[name].calibration.scores) == len(mine):
+        if networks and len(machines[name].calibration.scores) == len(mine):
             progress.say(
                 f"{name}: too few clips could be held out of training, so the threshold rests on clips that the "
                 "network knows; expect more false alarms than asked for"
@@ -271,7 +310,7 @@ def _assemble(
         "hours": round(seconds / 3600, 4),
         "clips": {name: len(known.clips) for name, known in machines.items()},
     }
-    return Detector(config, machines, network, labels, facts=facts)
+    return Detector(config, machines, networks, labels, facts=facts)
 
 
 def _groups(clips: Sequence[ClipMeta]) -> dict[str, list[int]]:
@@ -315,7 +354,7 @@ def fit_machine(
     fresh = np.array([clip.path in held_out for clip in clips])
     if fresh.sum() < clips_needed(settings.false_alarm_rate):
         fresh[:] = True
-    blended = range(len(entries)) if len(entries) > 1 else ()
+    blended = range(len(entries)) if len(config.scoring.voters) > 1 else ()
     quantiles = tuple(NormalQuantile.of(parts[fresh, number]) for number in blended)
     scores = blend(parts, quantiles, [entry.weight for entry in entries])
     return MachineDetector(

@@ -11,7 +11,7 @@ from offkey.audio.io import AudioConfig
 from offkey.data.loader import ClipReader
 from offkey.scoring.calibrate import clips_needed
 from offkey.systems.config import load_preset
-from offkey.systems.discriminative import held_out_places, label_clips
+from offkey.systems.lessons import held_out_places, label_clips
 from offkey.types import ClipMeta, Content, Split
 
 

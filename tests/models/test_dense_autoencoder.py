@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from offkey.audio.mel import LogMel, MelConfig
+from offkey.models.config import BaselineConfig
 from offkey.models.dense_autoencoder import FLOOR_DB, DenseAutoencoder, SelectiveMahalanobis
-from offkey.models.dense_config import BaselineConfig
-from offkey.models.error_pooling import PooledError, pool_errors
-from offkey.models.statistics import Loudness
+from offkey.models.error_pooling import pool_errors
 from offkey.models.windows import window_samples
 from offkey.types import Batch, Labels, OffkeyError
 
@@ -97,7 +96,7 @@ def test_errors_and_latents_are_those_of_librosa_and_numpy() -> None:
         np.testing.assert_allclose(heard.frame_error[row, : len(x)].detach(), np.square(output - x).mean(1), rtol=1e-4)
         np.testing.assert_allclose(heard.embedding[row].detach(), latent.mean(0), rtol=1e-3, atol=1e-4)
         assert not heard.frame_error[row, len(x) :].any()
-        assert int(network.vectors(batch.lengths)[row]) == len(x)
+        assert int(network.error_frames(batch.lengths)[row]) == len(x)
 
 
 @pytest.mark.parametrize("mahalanobis", ["residual", "distance"])
@@ -249,18 +248,6 @@ def test_it_learns_to_rebuild() -> None:
 def test_errors_are_pooled_over_a_clips_own_frames(pooling: str, expected: list[float]) -> None:
     error = torch.tensor([[1.0, 3.0, 2.0, 99.0], [5.0, 99.0, 99.0, 99.0]])
     assert pool_errors(error, torch.tensor([3, 1]), pooling, 2).tolist() == expected
-
-
-def test_the_error_of_a_clip_is_a_view_of_one_number() -> None:
-    network = random_network()
-    batch = make_batch(4000, 900)
-    view = PooledError(network, network.vectors)
-    value = view(batch).embedding
-    assert value.shape == (2, 1)
-    x = stacks_of(batch.waveform[1, :900].numpy())
-    assert value[1, 0].item() == pytest.approx(np.square(rebuilt(network, x)[0] - x).mean(), rel=1e-4)
-    with pytest.raises(OffkeyError, match="reconstructs nothing"):
-        PooledError(Loudness(), network.vectors)(batch)
 
 
 def test_what_was_learnt_travels_with_the_weights() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -62,9 +62,14 @@ def changed(config: SystemConfig, values: dict[str, Any]) -> SystemConfig:
     return SystemConfig.model_validate(tree)
 
 
+@settings(deadline=None)
 @given(name=st.sampled_from(preset_names()), values=changes)
 def test_settings_survive_a_file(name: str, values: dict[str, Any]) -> None:
-    config = changed(load_preset(name), values)
+    preset = load_preset(name)
+    if preset.kind == "reconstructive":  # which learns from clips as they are
+        kept = {key: value for key, value in values.items() if not key.startswith("augmentation.")}
+        values = {key: value for key, value in kept.items() if key != "labels.speeds"}
+    config = changed(preset, values)
     assert SystemConfig.model_validate(tomllib.loads(to_toml(config))) == config
 
 

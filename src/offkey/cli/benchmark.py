@@ -67,7 +67,8 @@ def benchmark(
             )
         else:
             print_table(table.header(), table.rows(), "percent: mean ± deviation over seeds [95 % interval]")
-            typer.echo(f"tables: {out / 'table.md'}, {out / 'table.csv'}, {out / 'runs.csv'}")
+            files = ("table.md", "table.csv", "table.html", "runs.csv")
+            typer.echo(f"tables: {', '.join(str(out / name) for name in files)}")
     for failure in failures:
         complain(failure)
     return 1 if failures else 0

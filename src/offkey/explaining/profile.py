@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from offkey.audio.mel import LogMel
 from offkey.types import Batch
@@ -71,10 +70,10 @@ class ProfileBuilder:
         self._errors: dict[str, list[tuple[int, float, float]]] = {}
         self._counts: dict[str, NDArray[np.int64]] = {}
 
-    def add(self, machines: Iterable[str], batch: Batch, frame_error: Tensor | None = None) -> None:
+    def add(self, machines: Iterable[str], batch: Batch, errors: Sequence[NDArray[np.float32]] | None = None) -> None:
         """Count a batch whose clips belong to `machines` (B names).
 
-        `frame_error` (B, F) is what the model says of the same clips; frames past a clip's own end do not count.
+        `errors` are B arrays, the model's error in each of a clip's own frames.
         """
         names = list(machines)
         levels = self.mel(batch.waveform, batch.lengths).double().numpy()
@@ -88,10 +87,9 @@ class ProfileBuilder:
             sums[2] += counts[row]
             self._clips.setdefault(name, []).append((place, stretches(own).astype(np.float16), seconds[row]))
             self._count(name, local(own, self.mel.config.hop / self.mel.rate))
-            if frame_error is not None:
-                errors = frame_error[row, : counts[row]].double()
-                told = (int(errors.numel()), float(errors.mean()), float(errors.var(correction=0)))
-                self._errors.setdefault(name, []).append(told)
+            if errors is not None:
+                mine = errors[row].astype(np.float64)
+                self._errors.setdefault(name, []).append((len(mine), float(mine.mean()), float(mine.var())))
 
     def profiles(self) -> dict[str, Profile]:
         """The profile of every machine that was counted."""

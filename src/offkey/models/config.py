@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["DiscriminativeConfig", "Normalise", "ReconstructiveConfig"]
+__all__ = ["BaselineConfig", "DiscriminativeConfig", "Normalise", "Pooling", "ReconstructiveConfig"]
 
 Normalise = Literal["dataset", "instance", "none"]
+Pooling = Literal["mean", "max", "top"]
 
 
 class DiscriminativeConfig(BaseModel):
@@ -20,6 +21,7 @@ class DiscriminativeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    name: Literal["mobilefacenet"] = "mobilefacenet"
     embedding: int = Field(default=256, ge=1, description="numbers in the vector that stands for a clip")
     use_tgram: bool = Field(default=True, description="add the learnt time-domain channel beside the log-mel")
     tgram_layers: int = Field(
@@ -40,15 +42,25 @@ class DiscriminativeConfig(BaseModel):
     )
 
 
-class ReconstructiveConfig(BaseModel):
+class _Autoencoder(BaseModel):
+    """How an autoencoder's errors become one score a clip."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pooling: Pooling = Field(
+        default="mean", description="errors over a clip -> one score: the mean, the max, or the mean of the top ones"
+    )
+    top: int = Field(default=10, ge=1, description="frames that count where pooling is top")
+
+
+class ReconstructiveConfig(_Autoencoder):
     """The net of Approach 2: encoder frames (+ Tgram) (+ log-mel) -> convolutional autoencoder over time.
 
     >>> ReconstructiveConfig(window=16).latent
     32
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+    name: Literal["conv-autoencoder"] = "conv-autoencoder"
     window: int = Field(default=32, ge=1, description="mel frames that the autoencoder sees at once; 32 are about 1 s")
     latent: int = Field(default=32, ge=1, description="numbers in the vector that stands for a window")
     width: int = Field(default=160, ge=1, description="channels of the convolutions; half as many are twice as fast")
@@ -67,3 +79,29 @@ class ReconstructiveConfig(BaseModel):
                 f"window {self.window} is not a multiple of {2**self.halvings}, 2 to the power of halvings"
             )
         return self
+
+
+class BaselineConfig(_Autoencoder):
+    """The dense autoencoder of the DCASE baselines of 2023 to 2026, as published where nothing is changed.
+
+    >>> BaselineConfig(width=64).latent
+    8
+    """
+
+    name: Literal["dense-autoencoder"] = "dense-autoencoder"
+    frames: int = Field(default=5, ge=1, description="log-mel frames side by side in one input vector")
+    width: int = Field(default=128, ge=1, description="numbers in a hidden layer")
+    layers: int = Field(default=4, ge=1, description="hidden layers before the latent one, and as many after it")
+    latent: int = Field(default=8, ge=1, description="numbers in the narrowest layer")
+    mahalanobis: Literal["residual", "distance"] = Field(
+        default="residual",
+        description="residual: distance of a clip's mean residual, which is what the official code computes; "
+        "distance: mean of every frame's distance, which is what its paper describes",
+    )
+    validation_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of all vectors that is not learnt from, as in the official code; where no clips are held "
+        "out, the held-out loss is theirs",
+    )

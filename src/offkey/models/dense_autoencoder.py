@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from offkey.audio.mel import LogMel
-from offkey.models.dense_config import BaselineConfig
+from offkey.models.config import BaselineConfig
 from offkey.models.masking import ClipBatchNorm, frame_mask, single
 from offkey.models.windows import own_frames
 from offkey.types import Batch, Bool, Float, Int, OffkeyError, Representation
@@ -53,7 +53,7 @@ class DenseAutoencoder(nn.Module):
         # of residuals, (source and target, M, M); zero until `fit_residuals`
         self.register_buffer("covariance", torch.zeros(2, bands, bands, dtype=torch.float64))
 
-    def vectors(self, lengths: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+    def error_frames(self, lengths: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
         """How many vectors clips of `lengths` samples have, at least 1."""
         return (self.mel.frames(lengths) - self.config.frames + 1).clamp_min(1)
 
@@ -184,7 +184,7 @@ class SelectiveMahalanobis(nn.Module):
         if self.network.config.mahalanobis == "residual":
             by_domain = self.network.mean_residual_distances(batch)
         else:
-            counts = self.network.vectors(batch.lengths)
+            counts = self.network.error_frames(batch.lengths)
             by_domain = self.network.distances(batch).sum(2) / counts[:, None]
         return Representation(by_domain.amin(1, keepdim=True).float())
 

@@ -149,6 +149,10 @@ class Reconstructive(nn.Module):
         total = latent.new_zeros(len(frames), latent.shape[1]).index_add(0, windows.clip, latent)
         return Representation(total / count[:, None], frame_error=lay_back(error, windows, frames, fixed.shape[-1]))
 
+    def error_frames(self, lengths: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+        """How many numbers of `frame_error` are a clip's own, for `lengths` in samples."""
+        return self.mel.frames(lengths)
+
     def _windows(
         self, samples: Tensor, fixed: Float[Tensor, "N C W"], frames: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, "N W"], Float[Tensor, "N L"]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["MultiTaskConfig", "ReconstructionConfig"]
@@ -16,6 +18,7 @@ class MultiTaskConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    name: Literal["multitask"] = "multitask"
     scale: float = Field(default=30.0, gt=0, description="ArcFace: factor s on the cosines")
     margin: float = Field(default=0.5, ge=0, le=1.5, description="ArcFace: angle m added to the target class, radians")
     sub_centres: int = Field(default=1, ge=1, description="ArcFace: centres a class; the nearest counts")
@@ -39,6 +42,7 @@ class ReconstructionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    name: Literal["reconstruction"] = "reconstruction"
     identity_weight: float = Field(default=0.1, ge=0, description="α, the factor on the identity's cross-entropy")
     balance_classes: bool = Field(
         default=False, description="weigh identities by the inverse square root of their number of clips"

@@ -21,7 +21,13 @@ from offkey.types import Domain
 
 __all__ = ["report_data", "write_run_report"]
 
-_VIEWS = {"network": "the network's embeddings", "logmel": "log-mel statistics", "loudness": "loudness"}
+_VIEWS = {
+    "network": "the network's embeddings",
+    "error": "the autoencoder's error",
+    "residual": "the residual (selective Mahalanobis)",
+    "logmel": "log-mel statistics",
+    "loudness": "loudness",
+}
 
 
 def write_run_report(run: Path, out: Path, title: str | None = None, examples: int = 3) -> Path:
@@ -113,7 +119,7 @@ def _map(
 ) -> EmbeddingMap | None:
     known, asked = reference[view], scored[view][list(mine)]
     if known.shape[1] < 2:
-        return None  # loudness is one number: there is no plane to draw
+        return None  # loudness or an error is one number: there is no plane to draw
     places = project(known, asked)
     return EmbeddingMap(
         reference=places.reference,

@@ -71,14 +71,15 @@ def blend(
 ) -> Float[np.ndarray, " M"]:
     """(M,) from the scores (M, S) of S scorers: about 0 for usual clips, above 2 for rare ones.
 
-    The weighted mean of each column's normal quantile; without `quantiles` the lone column as it is.
+    The weighted mean of each column's normal quantile; without `quantiles` the column of the largest weight, the only
+    one that counts, as it is.
 
     >>> to = NormalQuantile.of(np.array([1.0, 2.0, 3.0]))
     >>> blend(np.array([[2.0, 2.0]]), [to, to], [1.0, 1.0]).round(6)
     array([0.])
     """
     if not quantiles:
-        return parts[:, 0]
+        return parts[:, int(np.argmax(weights))]
     columns = np.stack([to(parts[:, number]) for number, to in enumerate(quantiles)], axis=1)
     share = np.asarray(weights, dtype=np.float64)
     return np.asarray(columns @ (share / share.sum()))

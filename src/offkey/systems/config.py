@@ -10,13 +10,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from offkey.audio.io import AudioConfig
 from offkey.audio.mel import MelConfig
 from offkey.encoders.config import EncoderConfig
-from offkey.models.config import DiscriminativeConfig
-from offkey.objectives.config import MultiTaskConfig
+from offkey.models.config import BaselineConfig, DiscriminativeConfig, ReconstructiveConfig
+from offkey.objectives.config import MultiTaskConfig, ReconstructionConfig
 from offkey.scoring import ScorerConfig
 from offkey.systems.settings import SettingsError, apply_overrides, read_toml, validate
 from offkey.training.config import AugmentationConfig, TrainingConfig
@@ -31,7 +31,26 @@ __all__ = [
     "preset_names",
 ]
 
-View = Literal["network", "logmel", "loudness"]
+View = Literal["network", "error", "residual", "logmel", "loudness"]
+
+
+def _named(default: str) -> Discriminator:
+    """Tell settings apart by their name; what has none, as in every file of offkey 0.1, is the first kind."""
+    return Discriminator(
+        lambda given: given.get("name", default) if isinstance(given, Mapping) else getattr(given, "name", default)
+    )
+
+
+ModelConfig = Annotated[
+    Annotated[DiscriminativeConfig, Tag("mobilefacenet")]
+    | Annotated[ReconstructiveConfig, Tag("conv-autoencoder")]
+    | Annotated[BaselineConfig, Tag("dense-autoencoder")],
+    _named("mobilefacenet"),
+]
+ObjectiveConfig = Annotated[
+    Annotated[MultiTaskConfig, Tag("multitask")] | Annotated[ReconstructionConfig, Tag("reconstruction")],
+    _named("multitask"),
+]
 
 
 class _Settings(BaseModel):
@@ -67,15 +86,30 @@ class LabelConfig(_Settings):
 class ViewScorer(_Settings):
     """One scorer and the view of a clip that it judges."""
 
-    view: View = Field("network", description="network: the trained embedding; logmel: statistics; loudness")
+    view: View = Field(
+        "network",
+        description="network: the trained embedding; error: an autoencoder's; residual: selective Mahalanobis of the "
+        "baseline; logmel: statistics; loudness",
+    )
     scorer: ScorerConfig
-    weight: float = Field(1.0, gt=0, description="share in the blend")
+    weight: float = Field(1.0, ge=0, description="share in the blend; 0: told beside it, without a say")
 
 
 class ScoringConfig(_Settings):
     """Scorers whose normal quantiles are averaged (a lone scorer is used as it is)."""
 
     scorers: tuple[ViewScorer, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_counts(self) -> ScoringConfig:
+        if not self.voters:
+            raise ValueError("every scorer has weight 0: one at least must count")
+        return self
+
+    @property
+    def voters(self) -> list[int]:
+        """Places of the scorers that count."""
+        return [place for place, entry in enumerate(self.scorers) if entry.weight > 0]
 
     @property
     def names(self) -> list[str]:
@@ -107,8 +141,13 @@ class SystemConfig(_Settings):
 
     system: str = Field(description="name of the recipe")
     about: str = Field("", description="one sentence on what it does")
-    kind: Literal["discriminative", "training-free", "auto"] = Field(
-        "training-free", description="whether a network is trained; auto decides when it has seen the recordings"
+    kind: Literal["discriminative", "reconstructive", "training-free", "auto"] = Field(
+        "training-free",
+        description="what a network learns: to tell classes apart, to rebuild what it hears, or there is none; "
+        "auto decides when it has seen the recordings",
+    )
+    networks: Literal["shared", "machine"] = Field(
+        "shared", description="one network that learns from all machines together, or one for each machine"
     )
     seed: int = Field(0, ge=0, description="everything random follows from it")
     audio: AudioConfig = AudioConfig()
@@ -116,23 +155,58 @@ class SystemConfig(_Settings):
     statistics: StatisticsConfig = StatisticsConfig()
     labels: LabelConfig = LabelConfig()
     encoder: EncoderConfig = EncoderConfig()
-    model: DiscriminativeConfig = DiscriminativeConfig()
-    objective: MultiTaskConfig = MultiTaskConfig()
+    model: ModelConfig = DiscriminativeConfig()
+    objective: ObjectiveConfig = MultiTaskConfig()
     training: TrainingConfig = TrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     scoring: ScoringConfig
     calibration: CalibrationConfig = CalibrationConfig()
 
     @model_validator(mode="after")
-    def _network_needs_training(self) -> SystemConfig:
-        if self.kind == "training-free" and any(entry.view == "network" for entry in self.scoring.scorers):
+    def _fits_together(self) -> SystemConfig:
+        views = {entry.view for entry in self.scoring.scorers}
+        if self.kind == "training-free" and views & {"network", "error", "residual"}:
             raise ValueError("a training-free system has no network for a scorer to look at")
         if self.kind == "training-free" and self.encoder.name != "none":
             raise ValueError(
                 "a training-free system has no network for an encoder to join: leave encoder.name alone, or choose "
-                "a system that trains (system1, system2, discriminative, auto)"
+                "a system that trains (system1 to system4, discriminative, auto)"
             )
+        rebuilds = self.kind == "reconstructive"
+        if rebuilds == isinstance(self.model, DiscriminativeConfig):
+            names = "conv-autoencoder or dense-autoencoder" if rebuilds else "mobilefacenet"
+            raise ValueError(f"a system of kind {self.kind} takes model.name {names}, not {self.model.name}")
+        if rebuilds == isinstance(self.objective, MultiTaskConfig):
+            name = "reconstruction" if rebuilds else "multitask"
+            raise ValueError(f"a system of kind {self.kind} takes objective.name {name}, not {self.objective.name}")
+        if "error" in views and not rebuilds:
+            raise ValueError("view error is an autoencoder's; this system rebuilds nothing")
+        if "residual" in views and not isinstance(self.model, BaselineConfig):
+            raise ValueError("view residual is the dense autoencoder's (system baseline)")
+        if rebuilds:
+            self._frozen()
         return self
+
+    def _frozen(self) -> None:
+        """Raise where settings ask an autoencoder to learn from anything but the clips as they are."""
+        told = [name for name in ("gain", "noise", "shift", "polarity", "mixup", "spec_augment")
+                if getattr(self.augmentation, name).enabled]  # fmt: skip
+        told = [f"augmentation.{name}.enabled" for name in told]
+        told += ["labels.speeds"] if len(self.labels.speeds) > 1 else []
+        told += ["training.crop_seconds"] if self.training.crop_seconds else []
+        told += ["training.accumulate"] if self.training.accumulate > 1 else []
+        if told:
+            raise ValueError(
+                f"an autoencoder learns from windows of clips as they are, cut beforehand: {', '.join(told)} cannot be "
+                "used here"
+            )
+        if self.encoder.unfreeze != "none" or self.encoder.lora_rank:
+            raise ValueError(
+                "an autoencoder listens with a frozen encoder, for it could make its own task easy otherwise: "
+                "leave encoder.unfreeze and encoder.lora_rank alone"
+            )
+        if isinstance(self.model, BaselineConfig) and self.encoder.name != "none":
+            raise ValueError("the DCASE baseline hears log-mel alone: leave encoder.name alone, or choose system3")
 
     @property
     def varies_waveforms(self) -> bool:

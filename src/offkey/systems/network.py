@@ -1,4 +1,4 @@
-"""The network of a discriminative system, put together from its settings: for training, and again for scoring."""
+"""The network of a system, put together from its settings: for training, and again for scoring."""
 
 from __future__ import annotations
 
@@ -8,12 +8,27 @@ from offkey.encoders import encoder_class, load_encoder
 from offkey.encoders.base import Encoder
 from offkey.encoders.cache import FeatureCache
 from offkey.encoders.weights import find
+from offkey.models.config import DiscriminativeConfig, ReconstructiveConfig
+from offkey.models.dense_autoencoder import DenseAutoencoder
 from offkey.models.discriminative import Discriminative
 from offkey.models.encoder_frames import EncoderFrames
+from offkey.models.reconstructive import Reconstructive, frozen_frames
+from offkey.objectives.config import MultiTaskConfig
 from offkey.systems.config import SystemConfig
 from offkey.training.augmentation import SpecAugment
 
-__all__ = ["FRAME_CACHE_BYTES", "build_network", "check_encoder", "pretrained_encoder"]
+__all__ = [
+    "FRAME_CACHE_BYTES",
+    "Network",
+    "build_network",
+    "check_encoder",
+    "discriminative_network",
+    "encoder_of",
+    "pretrained_encoder",
+    "reconstructive_network",
+]
+
+Network = Discriminative | Reconstructive | DenseAutoencoder
 
 FRAME_CACHE_BYTES = 20_000_000_000
 """Bound of the frozen frames on disk: 7 machines of 1200 clips take 1.6 GB, and a cache that is too small is no use."""
@@ -38,11 +53,21 @@ def pretrained_encoder(config: SystemConfig) -> Encoder | None:
     return encoder.requires_grad_(False)
 
 
-def build_network(config: SystemConfig, encoder: Encoder | None) -> Discriminative:
-    """A network with new layers around `encoder`; what learns in the encoder is settled elsewhere.
+def build_network(config: SystemConfig, encoder: Encoder | None) -> Network:
+    """A network with new layers around `encoder`; what learns in the encoder is settled elsewhere."""
+    match config.model:
+        case DiscriminativeConfig() as model:
+            return discriminative_network(config, model, encoder)
+        case ReconstructiveConfig() as model:
+            return reconstructive_network(config, model, encoder)
+        case model:
+            return DenseAutoencoder(LogMel(config.audio.rate, config.mel), model)
 
-    Frames of an encoder that stays as it was published are kept on disk.
-    """
+
+def discriminative_network(
+    config: SystemConfig, model: DiscriminativeConfig, encoder: Encoder | None
+) -> Discriminative:
+    """The network of Approach 1. Frames of an encoder that stays as it was published are kept on disk."""
     streams = []
     if encoder is not None:
         published = config.encoder.unfreeze == "none" and not config.encoder.lora_rank
@@ -59,11 +84,29 @@ def build_network(config: SystemConfig, encoder: Encoder | None) -> Discriminati
         )
     return Discriminative(
         LogMel(config.audio.rate, config.mel),
-        config.model,
+        model,
         SpecAugment(config.augmentation.spec_augment),
         streams,
-        tell_modalities=config.objective.modality_mmd_weight > 0,
+        tell_modalities=isinstance(config.objective, MultiTaskConfig) and config.objective.modality_mmd_weight > 0,
     )
+
+
+def reconstructive_network(
+    config: SystemConfig, model: ReconstructiveConfig, encoder: Encoder | None
+) -> Reconstructive:
+    """The network of Approach 2. Frames of its frozen encoder are kept on disk."""
+    mel = LogMel(config.audio.rate, config.mel)
+    if encoder is None:
+        return Reconstructive(mel, model)
+    cache = _frame_cache() if config.encoder.cache else None
+    return Reconstructive(
+        mel, model, [frozen_frames(encoder, config.audio.rate, config.mel.hop, cache)], [encoder.dimension]
+    )
+
+
+def encoder_of(network: Network) -> Encoder | None:
+    """The pretrained encoder that a network listens with, if there is one."""
+    return None if isinstance(network, DenseAutoencoder) else network.encoder
 
 
 def _frame_cache() -> FeatureCache:

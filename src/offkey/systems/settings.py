@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -90,23 +90,53 @@ def validate(model: type[M], tree: Mapping[str, Any], where: str) -> M:
 
 
 def _explain(model: type[BaseModel], fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
+    place = ".".join(_without_tags(model, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         known = sorted(_known_keys(model))
+        if place in known:
+            return f"{place} is a setting of another kind of {place.rpartition('.')[0]}"
         near = difflib.get_close_matches(place, known, n=1, cutoff=0.4) or difflib.get_close_matches(
             str(fault["loc"][-1]), [key.rpartition(".")[2] for key in known], n=1, cutoff=0.6
         )
         return f"unknown setting {place!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    if fault["type"] == "union_tag_invalid":
+        return f"{place}.name: there is no {fault['ctx']['tag']!r}; known: {fault['ctx']['expected_tags']}"
+    if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):  # of several settings together
+        return f"{place}: {fault['ctx']['error']}" if place else str(fault["ctx"]["error"])
     return f"{place}: {fault['msg'].lower()} (got {fault['input']!r})"
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        kinds = _tables_of(field.annotation)
+        for kind in kinds.values():
             yield from _known_keys(kind, f"{prefix}{name}.")
-        else:
+        if not kinds:
             yield f"{prefix}{name}"
+
+
+def _tables_of(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The kinds of table that a field may hold, by name (of one kind only: by an empty one)."""
+    if isinstance(annotation, type):
+        return {"": annotation} if issubclass(annotation, BaseModel) else {}
+    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in get_args(annotation)]
+    if not all(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+        return {}
+    return {str(kind.model_fields["name"].default): kind for kind in kinds if "name" in kind.model_fields}
+
+
+def _without_tags(model: type[BaseModel], place: Iterable[str | int]) -> Iterator[str]:
+    """The path of a setting without the names of kinds, which pydantic puts between."""
+    below: type[BaseModel] | None = model
+    kinds: dict[str, type[BaseModel]] = {}
+    for part in map(str, place):
+        if part in kinds:
+            below, kinds = kinds[part], {}
+            continue
+        yield part
+        field = below.model_fields.get(part) if below is not None else None
+        kinds = _tables_of(field.annotation) if field is not None else {}
+        below = kinds.get("")
 
 
 def to_toml(settings: BaseModel | Mapping[str, Any]) -> str:

@@ -407,4 +407,5 @@ def _move(batch: Batch, device: torch.device) -> Batch:
         batch.lengths.to(device),
         None if labels is None else Labels(*(tensor.to(device) for tensor in labels)),
         batch.place,
+        None if batch.features is None else batch.features.to(device, non_blocking=True),
     )

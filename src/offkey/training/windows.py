@@ -21,9 +21,9 @@ from offkey.models.windows import cover, window_samples
 from offkey.training.batches import BatchPlan
 from offkey.types import Batch, Labels, OffkeyError
 
-__all__ = ["ClipRow", "WindowBatches", "lay_out"]
+__all__ = ["ClipRow", "EveryWindow", "WindowBatches", "lay_out"]
 
-_STARTS = 21  # purpose of random numbers, apart from those of other modules
+_STARTS, _SPLIT = 21, 31  # purposes of random numbers, apart from those of other modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,49 @@ class ClipRow:
     def frames(self) -> NDArray[np.int64]:
         """Frames a clip (N,)."""
         return self.lengths // self.hop + 1
+
+    @property
+    def first_frame(self) -> NDArray[np.int64]:
+        """Number of each clip's first frame among the frames of all (N,)."""
+        return np.cumsum(self.frames) - self.frames
+
+    def copy(self, numbers: Sequence[int], width: int, kernel: int) -> Batch:
+        """The windows of `width` frames that begin at the frames of these numbers, frames seeing `kernel` samples.
+
+        `waveform` (B, S) holds the samples that the frames see, (B, 0) where none are kept; `features` (B, C', width),
+        zero past a short clip's end; `lengths` the samples that the window's own frames see; `place` the clip's.
+        """
+        begin = np.asarray(numbers, dtype=np.int64)
+        clip = np.searchsorted(self.first_frame, begin, side="right") - 1
+        own = np.minimum(self.frames[clip], width)
+        columns = np.arange(width)
+        features = self.features[np.minimum(begin[:, None] + columns, len(self.features) - 1)]
+        features = features.astype(np.float32, copy=False)
+        features[columns >= own[:, None]] = 0.0
+        of = torch.from_numpy(clip)
+        return Batch(
+            torch.from_numpy(self._samples(begin, clip, width, kernel)),
+            torch.from_numpy((own - 1) * self.hop + kernel),
+            Labels(*(column[of] for column in self.labels)),
+            torch.from_numpy(self.place[clip]),
+            torch.from_numpy(features).transpose(1, 2),
+        )
+
+    def _samples(
+        self, begin: NDArray[np.int64], clip: NDArray[np.int64], width: int, kernel: int
+    ) -> NDArray[np.float32]:
+        if self.samples is None:
+            return np.zeros((len(begin), 0), np.float32)
+        size = window_samples(width, self.hop, kernel)
+        waveform = np.zeros((len(begin), size), np.float32)
+        # in samples of the clip, half a frame before the first one is centred; before the clip at its start
+        begins = (begin - self.first_frame[clip]) * self.hop - kernel // 2
+        ends = np.minimum(begins + size, self.lengths[clip])
+        places = (np.cumsum(self.lengths) - self.lengths)[clip]
+        for row, place, start, end in zip(waveform, places.tolist(), begins.tolist(), ends.tolist(), strict=True):
+            at = max(start, 0)
+            row[at - start : end - start] = self.samples[place + at : place + end]
+        return waveform
 
 
 def lay_out(
@@ -153,8 +196,7 @@ class WindowBatches:
         self.seed = seed
         frames = clips.frames
         self._last_start = np.maximum(frames - window, 0)
-        self._first_frame = np.cumsum(frames) - frames
-        self._first_sample = np.cumsum(clips.lengths) - clips.lengths
+        self._first_frame = clips.first_frame
         self._counts = np.maximum(-(-frames // window), 1)
 
     def epoch(self, epoch: int) -> BatchPlan:
@@ -183,36 +225,62 @@ class WindowBatches:
         return BatchPlan([numbers[at : at + size] for at in range(0, len(numbers), size)], self.load)
 
     def load(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Copy the windows of these numbers, a batch at a time.
-
-        `waveform` (B, S) holds the samples that the frames see, (B, 0) where none are kept; `features` (B, C', W);
-        `lengths` the samples that the window's own frames see; `place` the clip's.
-        """
+        """Copy the windows of these numbers, a batch at a time; see `ClipRow.copy`."""
         for numbers in order:
-            yield self._copy(np.asarray(numbers, dtype=np.int64))
+            yield self.clips.copy(numbers, self.window, self.kernel)
 
-    def _copy(self, numbers: NDArray[np.int64]) -> Batch:
-        clips, hop, half = self.clips, self.clips.hop, self.kernel // 2
-        mine = np.searchsorted(self._first_frame, numbers, side="right") - 1
-        own = np.minimum(clips.frames[mine], self.window)
-        features = np.zeros((len(numbers), self.window, clips.features.shape[1]), np.float32)
-        for row, number, count in zip(features, numbers.tolist(), own.tolist(), strict=True):
-            row[:count] = clips.features[number : number + count]
-        size = 0 if clips.samples is None else window_samples(self.window, hop, self.kernel)
-        waveform = np.zeros((len(numbers), size), np.float32)
-        if clips.samples is not None:
-            begins = (numbers - self._first_frame[mine]) * hop - half  # in samples of the clip; before it at its start
-            ends = np.minimum(begins + size, clips.lengths[mine])
-            for row, first, begin, end in zip(
-                waveform, self._first_sample[mine].tolist(), begins.tolist(), ends.tolist(), strict=True
-            ):
-                at = max(begin, 0)
-                row[at - begin : end - begin] = clips.samples[first + at : first + end]
-        place = torch.from_numpy(mine)
-        return Batch(
-            torch.from_numpy(waveform),
-            torch.from_numpy((own - 1) * hop + self.kernel),
-            Labels(*(column[place] for column in clips.labels)),
-            torch.from_numpy(clips.place[mine]),
-            torch.from_numpy(features).transpose(1, 2),
-        )
+
+class EveryWindow:
+    """Every window of `width` neighbouring frames once an epoch, in random order: how the DCASE baseline learns.
+
+    A clip of F frames has F - width + 1 windows, at least one. `held_out_share` of all windows, rounded up, is drawn at
+    random and kept from training, as the official baseline does: these windows overlap with those learnt from, so
+    their loss tells little of other clips. A last batch of a single window is left out, which is official too.
+    `kernel` is the length of a frame in samples. Everything drawn follows from `seed` and the epoch.
+    """
+
+    def __init__(
+        self,
+        clips: ClipRow,
+        width: int,
+        kernel: int,
+        batch_size: int = 256,
+        seed: int = 0,
+        held_out_share: float = 0.0,
+    ) -> None:
+        self.clips = clips
+        self.width = width
+        self.kernel = kernel
+        self.batch_size = batch_size
+        self.seed = seed
+        counts = np.maximum(clips.frames - width + 1, 1)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = np.repeat(clips.first_frame, counts) + within
+        drawn = np.random.default_rng([seed, _SPLIT]).permutation(len(numbers))
+        held = int(np.ceil(held_out_share * len(numbers)))
+        self.learnt, self.waiting = numbers[np.sort(drawn[held:])], numbers[np.sort(drawn[:held])]
+
+    def epoch(self, epoch: int) -> BatchPlan:
+        """All windows to learn from, in an order of this epoch's own."""
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.learnt).tolist()
+        order = [shuffled[at : at + self.batch_size] for at in range(0, len(shuffled), self.batch_size)]
+        if len(order) > 1 and len(order[-1]) == 1:
+            order.pop()
+        return BatchPlan(order, self.load)
+
+    def held_out(self, _: int = 0) -> BatchPlan:
+        """The windows that were kept from training, in the order of the clips."""
+        return self._in_order(self.waiting)
+
+    def in_order(self) -> BatchPlan:
+        """The windows to learn from, in the order of the clips."""
+        return self._in_order(self.learnt)
+
+    def _in_order(self, numbers: NDArray[np.int64]) -> BatchPlan:
+        listed, size = numbers.tolist(), self.batch_size
+        return BatchPlan([listed[at : at + size] for at in range(0, len(listed), size)], self.load)
+
+    def load(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Copy the windows of these numbers, a batch at a time; see `ClipRow.copy`."""
+        for numbers in order:
+            yield self.clips.copy(numbers, self.width, self.kernel)

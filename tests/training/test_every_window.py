@@ -3,14 +3,13 @@
 import torch
 
 from offkey.audio.mel import LogMel, MelConfig
+from offkey.models.config import BaselineConfig
 from offkey.models.dense_autoencoder import DenseAutoencoder
-from offkey.models.dense_config import BaselineConfig
 from offkey.objectives.reconstruction import Reconstruction
 from offkey.training.config import TrainingConfig
-from offkey.training.frame_windows import EveryWindow
 from offkey.training.loop import train
 from offkey.training.task import TrainingTask
-from offkey.training.windows import ClipRow, lay_out
+from offkey.training.windows import ClipRow, EveryWindow, lay_out
 from offkey.types import Batch, Labels
 
 HOP, WIDTH, FFT = 128, 5, 256

@@ -1,0 +1,164 @@
+"""What any network learns from: which classes the clips have, which it never hears, and what it leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from offkey.audio.mel import LogMel
+from offkey.data.labels import LabelSpace
+from offkey.data.loader import ClipReader, load_batches
+from offkey.models.statistics import LogMelStatistics
+from offkey.scoring.calibrate import clips_needed
+from offkey.systems.clusters import cluster
+from offkey.systems.config import SystemConfig
+from offkey.types import Batch, ClipMeta, Content
+
+__all__ = ["Lessons", "Outcome", "held_out_places", "label_clips"]
+
+SMALLEST_CLASS = 4
+"""Clips of a class and domain below which it gives up none for the held-out part."""
+
+_MOST_SHARE = 0.25  # of a machine's clips that the threshold may ask for
+_HELD_OUT = 12  # purpose of random numbers, apart from those of training/
+_PASS = 16  # clips at once where nothing is learnt
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained network, the clips that it never learnt from, and what the model card tells."""
+
+    network: nn.Module
+    held_out: frozenset[Path]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Normal clips, `learning` from which a network learns and `waiting` which it never hears, with their classes."""
+
+    clips: Sequence[ClipMeta]
+    labels: LabelSpace
+    config: SystemConfig
+    reader: ClipReader
+    workers: int
+
+    @cached_property
+    def _codes(self) -> list[tuple[int, tuple[int, ...], int]]:
+        return [self.labels.encode(clip) for clip in self.clips]
+
+    @cached_property
+    def _held(self) -> set[int]:
+        return held_out_places(self.clips, self._codes, self.config)
+
+    @cached_property
+    def learning(self) -> list[ClipMeta]:
+        """Clips to learn from."""
+        return [clip for place, clip in enumerate(self.clips) if place not in self._held]
+
+    @cached_property
+    def waiting(self) -> list[ClipMeta]:
+        """Clips held out."""
+        return [clip for place, clip in enumerate(self.clips) if place in self._held]
+
+    @cached_property
+    def codes(self) -> list[tuple[int, tuple[int, ...], int]]:
+        """Identity, attributes and domain of the clips to learn from, as numbers."""
+        return [code for place, code in enumerate(self._codes) if place not in self._held]
+
+    def identity_counts(self) -> list[int]:
+        """How many clips there are to learn from, a class each."""
+        known = [identity for identity, _, _ in self.codes if identity >= 0]
+        return np.bincount(known, minlength=len(self.labels.identities)).tolist()
+
+    def passes(self, clips: Sequence[ClipMeta], labelled: bool = False) -> Iterator[Batch]:
+        """Each of these clips once, in order."""
+        order = [list(range(at, min(at + _PASS, len(clips)))) for at in range(0, len(clips), _PASS)]
+        return load_batches(clips, order, self.reader, self.labels if labelled else None, self.workers)
+
+    def fingerprint(self, published: str = "") -> str:
+        """A hash of the clips and of the encoder with its weights: another run with it learns from the same."""
+        heard = [f"{clip.machine} {clip.path.name}" for clip in self.clips]
+        told = "\n".join([*heard, self.config.encoder.model_dump_json(), published])
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def outcome(self, network: nn.Module, learnt: int, classes: Sequence[str], told: Mapping[str, Any]) -> Outcome:
+        """What `fit` goes on with; `learnt` of the network's numbers were learnt, `told` is added to the facts."""
+        facts = {
+            "classes": list(classes),
+            "clips": len(self.learning),
+            "held_out": len(self.waiting),
+            "held_out_clips": [f"{clip.machine}/{clip.path.name}" for clip in self.waiting],
+            "parameters": sum(weights.numel() for weights in network.parameters()),
+            "learnt": learnt,
+            **told,
+        }
+        return Outcome(network.cpu().eval(), frozenset(clip.path for clip in self.waiting), facts)
+
+
+def label_clips(clips: Sequence[ClipMeta], config: SystemConfig, reader: ClipReader, workers: int = 2) -> LabelSpace:
+    """The classes of the training clips, by `config.labels`; clusters are found in log-mel statistics."""
+    if config.labels.identity != "clusters":
+        return LabelSpace.of(clips, config.labels.identity)
+    pseudo: dict[Path, str] = {}
+    for unit in sorted({(clip.machine, clip.section) for clip in clips}):
+        mine = [clip for clip in clips if (clip.machine, clip.section) == unit and clip.content is Content.MIXTURE]
+        if not mine:
+            continue  # a machine of which there are supplemental clips alone
+        groups = cluster(_statistics(mine, config, reader, workers), config.labels.clusters, config.seed)
+        pseudo |= {clip.path: str(group) for clip, group in zip(mine, groups, strict=True)}
+    return LabelSpace.of(clips, "machine", pseudo)
+
+
+def _statistics(
+    clips: Sequence[ClipMeta], config: SystemConfig, reader: ClipReader, workers: int
+) -> NDArray[np.float64]:
+    """Mean and standard deviation of each log-mel band, (N, 2M)."""
+    module = LogMelStatistics(LogMel(config.audio.rate, config.mel), mean=True, std=True)
+    order = [[place] for place in range(len(clips))]
+    rows = [module(batch).embedding[0].double().numpy() for batch in load_batches(clips, order, reader, None, workers)]
+    return np.stack(rows)
+
+
+def held_out_places(
+    clips: Sequence[ClipMeta], codes: Sequence[tuple[int, tuple[int, ...], int]], config: SystemConfig
+) -> set[int]:
+    """Places of the normal clips that the network does not learn from: a share of every machine's.
+
+    The share is at least `training.held_out_share`, and, as far as a quarter of the clips allows, so many that the
+    threshold can rest on them alone. They are spread over the machine's classes and domains by size; a class gives up
+    at most a quarter (or that share), and one of fewer than four clips nothing: there, each is worth more in training.
+    """
+    share = config.training.held_out_share
+    if share == 0:
+        return set()
+    rng = np.random.default_rng([config.seed, _HELD_OUT])
+    machines: dict[tuple[str, str], list[int]] = {}
+    for place, clip in enumerate(clips):
+        if clip.content is Content.MIXTURE:
+            machines.setdefault((clip.machine, clip.section), []).append(place)
+    held: set[int] = set()
+    for _, members in sorted(machines.items()):
+        for_threshold = min(clips_needed(config.calibration.false_alarm_rate), int(_MOST_SHARE * len(members)))
+        wanted = max(round(share * len(members)), for_threshold)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place in members:
+            groups.setdefault((codes[place][0], codes[place][2]), []).append(place)
+        queue: list[tuple[float, int]] = []
+        for _, group in sorted(groups.items()):
+            # the j-th of n stands at j/n, so that big and small classes give up like shares
+            order = [
+                ((number + rng.random()) / len(group), int(place))
+                for number, place in enumerate(rng.permutation(group))
+            ]
+            queue += order if len(group) >= SMALLEST_CLASS else []
+        held |= {place for moment, place in sorted(queue)[:wanted] if moment < max(share, _MOST_SHARE)}
+    return held
