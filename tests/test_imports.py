@@ -28,10 +28,11 @@ ROOMS: dict[str, set[str]] = {
     "data": {"types", "audio"},
     "models": {"types", "audio", "encoders"},
     "training": {"types", "progress", "encoders", "models", "objectives", "data"},
+    "separation": {"types", "files", "progress", "audio", "data", "training", "models"},
     "evaluation": {"types", "files", "scoring"},
 }
 ROOMS["systems"] = {
-    "types", "progress", "audio", "data", "encoders", "models", "objectives", "training", "scoring"
+    "types", "progress", "audio", "data", "encoders", "models", "objectives", "training", "scoring", "separation"
 }  # fmt: skip
 ROOMS["explaining"] = {"types", "files", "audio", "scoring"}
 ROOMS["views"] = {"types", "audio", "models", "systems"}
@@ -42,7 +43,9 @@ ROOMS["fitting"] = (BELOW | {"detector", "__init__"}) - {"evaluation", "card"}
 ROOMS["assessment"] = {"types", "files", "progress", "data", "detector", "evaluation"}
 ROOMS["benchmarking"] = {"types", "files", "progress", "assessment", "evaluation", "report"}
 ROOMS["report"] = {"types", "files", "evaluation"}
-ROOMS["report/assemble"] = {"report", "types", "audio", "systems", "detector", "assessment"}
+ROOMS["report/assemble"] = {
+    "report", "types", "audio", "separation", "systems", "detector", "assessment", "__init__"
+}  # fmt: skip
 ROOMS["__init__"] = {"detector", "fitting"}
 ROOMS["__main__"] = {"cli"}
 ROOMS["cli"] = set(ROOMS) - {"__main__"}

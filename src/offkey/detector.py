@@ -7,6 +7,7 @@ A detector on disk is a folder:
     scorer.safetensors    a machine each: what its scorers learnt, and the embeddings of its reference clips
     calibration.json      a machine each: cross-fitted scores of normal clips, names of the reference clips
     CARD.md               what a person should know of it
+    front_end/            the separator that every clip goes through first (absent without one)
     manifest.json         format number, and size and sha256 of every other file
 
 Nothing in it can run code, and a file that does not agree with the manifest is refused.
@@ -17,13 +18,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offkey.audio.io import prepare, read_clip
+from offkey.audio.cache import ArrayCache, default_cache_dir
 from offkey.audio.mel import LogMel
 from offkey.data.dcase import parse_name
 from offkey.data.labels import LabelSpace
@@ -41,6 +42,9 @@ from offkey.explaining import (
 )
 from offkey.files import sha256, write_whole
 from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, blend, scorer_from_state
+from offkey.separation.front_end import FOLDER as FRONT_END
+from offkey.separation.front_end import FrontEnd
+from offkey.separation.stems import STEMS_BYTES
 from offkey.systems.config import SystemConfig, ViewScorer
 from offkey.systems.settings import read_toml, to_toml, validate
 from offkey.types import Batch, Clip, ClipMeta, OffkeyError, Verdict
@@ -122,6 +126,7 @@ class Detector:
     labels: LabelSpace | None = None
     reasons: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    front_end: FrontEnd | None = None
 
     def __post_init__(self) -> None:
         """Build the views that the scorers look at."""
@@ -177,7 +182,7 @@ class Detector:
             list(range(start, min(start + batch_size, len(usable)))) for start in range(0, len(usable), batch_size)
         ]
         failures: list[Failure] = []
-        reader = ClipReader(self.config.audio)
+        reader = self._reader()
         clips = [metas[place] for place in usable]
         done = 0
         scored: dict[int, Verdict] = {}
@@ -278,10 +283,17 @@ class Detector:
         """A clip's samples at the model's rate, and the machine that it is judged as."""
         if isinstance(clip, str | Path | ClipMeta):
             meta = _meta(clip)
-            return read_clip(meta.path, self.config.audio), self._key(meta, machine)
+            # A copy: what comes from a cache is read-only, which torch does not take.
+            return np.array(self._reader().read(meta.path)), self._key(meta, machine)
         samples, rate = (clip.samples, clip.rate) if isinstance(clip, Clip) else (np.asarray(clip), rate)
         known = clip.meta if isinstance(clip, Clip) and clip.meta is not None else ClipMeta(Path("array"), "")
-        return prepare(samples, rate or self.config.audio.rate, self.config.audio), self._key(known, machine)
+        return self._reader().prepare(samples, rate or self.config.audio.rate), self._key(known, machine)
+
+    def _reader(self) -> ClipReader:
+        """Reads clips as the detector hears them; what a front end makes of a file is kept on disk."""
+        if self.front_end is None:
+            return ClipReader(self.config.audio)
+        return ClipReader(self.config.audio, ArrayCache(default_cache_dir() / "stems", STEMS_BYTES), self.front_end)
 
     def _verdicts(self, keys: Sequence[str], views: Mapping[str, NDArray[np.float32]]) -> list[Verdict]:
         entries = self.config.scoring.scorers
@@ -388,7 +400,11 @@ class Detector:
             )
         for name, content in contents.items():
             write_whole(folder / name, content)
-        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in contents}
+        names = list(contents)
+        if self.front_end is not None:
+            place = self.front_end.save(folder)
+            names += sorted(path.relative_to(folder).as_posix() for path in place.iterdir() if path.is_file())
+        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
         write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
         return folder
 
@@ -412,10 +428,13 @@ class Detector:
             networks = {}
             if "model.safetensors" in files:
                 networks = _networks(folder / "model.safetensors", config, list(document["machines"]))
+            front_end = None
+            if config.separation.front_end:
+                front_end = FrontEnd.load(folder / FRONT_END, config.separation.keep)
             machines = {name: _machine(name, entry, arrays, config) for name, entry in document["machines"].items()}
         except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError, OSError) as error:
             raise DetectorError(f"{folder}: the detector is damaged ({error}); fit it again") from error
-        return cls(config, machines, networks, labels, tuple(document["reasons"]), document["facts"])
+        return cls(config, machines, networks, labels, tuple(document["reasons"]), document["facts"], front_end)
 
     def card(self) -> str:
         """CARD.md: what a person should know before trusting this detector."""
@@ -494,6 +513,13 @@ def _machine(
     )
 
 
+def _inside(name: str) -> bool:
+    """Whether a name in the manifest is a plain file of the folder, or of the front end's folder in it."""
+    parts = PurePosixPath(name).parts
+    plain = bool(parts) and "\\" not in name and all(part not in ("..", "/") for part in parts)
+    return plain and "/".join(parts) == name and (len(parts) == 1 or (len(parts) == 2 and parts[0] == FRONT_END))
+
+
 def _checked_manifest(folder: Path) -> Mapping[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
@@ -514,7 +540,7 @@ def _checked_manifest(folder: Path) -> Mapping[str, Any]:
         raise DetectorError(f"{path} is damaged (it says nothing of {', '.join(silent)}); fit the detector again")
     for name, (size, digest) in told.items():
         file = folder / name
-        if Path(name).name != name or name in ("", ".."):
+        if not _inside(name):
             raise DetectorError(f"{path} names a file outside its folder ({name!r}); it is not to be trusted")
         if not file.is_file():
             raise DetectorError(f"{file} is missing; copy the whole folder, or fit the detector again")

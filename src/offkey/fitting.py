@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from offkey.explaining import Profile, ProfileBuilder
 from offkey.progress import Progress, Quiet
 from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, cross_fit
 from offkey.scoring.calibrate import clips_needed
+from offkey.separation.front_end import FrontEnd
+from offkey.separation.stems import STEMS_BYTES, Stems
 from offkey.systems.choose import choose
 from offkey.systems.config import SystemConfig, load_preset
 from offkey.systems.discriminative import train_discriminative
@@ -83,7 +86,13 @@ def fit(
         config = config.model_copy(update={"seed": seed})
     source = source if isinstance(source, Source) else open_source(Path(source))
     clips, extra = _training_clips(source, machines)
+    front_end, separator = _separators(config)
     asked = {"settings": config.model_dump(mode="json"), "clips": _fingerprint(clips + extra)}
+    if front_end is not None or separator is not None:  # a path may hold other weights than last time
+        asked["separators"] = [
+            front_end.fingerprint if front_end is not None else "",
+            separator.fingerprint() if separator is not None else "",
+        ]
     if out is not None:
         out = Path(out)
         finished = _finished(out, asked, overwrite)
@@ -93,7 +102,8 @@ def fit(
             return finished
 
     check_encoder(config)  # before minutes of reading
-    reader = ClipReader(config.audio, ArrayCache(default_cache_dir()))
+    stem_cache = ArrayCache(default_cache_dir() / "stems", STEMS_BYTES)
+    reader = ClipReader(config.audio, stem_cache if front_end else ArrayCache(default_cache_dir()), front_end)
     clips, extra = (
         _readable(clips, reader, workers, progress, failures),
         _readable(extra, reader, workers, Quiet(), failures),
@@ -110,7 +120,16 @@ def fit(
         if config.kind != "training-free":
             heard = clips + (extra if config.labels.supplemental else [])
             labels = label_clips(heard, config, reader, workers)
-            outcomes = _train(heard, labels, config, reader, folder / "training", workers, progress)
+            plan = Lessons(
+                heard,
+                labels,
+                config,
+                reader,
+                workers,
+                None if separator is None else Stems(separator, config.audio, stem_cache),
+                extra,
+            )
+            outcomes = _train(plan, folder / "training", progress)
         detector = _assemble(
             clips,
             config,
@@ -122,6 +141,7 @@ def fit(
             progress=progress,
             failures=failures,
         )
+        detector.front_end = front_end
         detector.reasons = tuple(reasons)
         detector.facts |= {
             "asked": asked,
@@ -135,25 +155,28 @@ def fit(
     return detector
 
 
-def _train(
-    clips: Sequence[ClipMeta],
-    labels: LabelSpace,
-    config: SystemConfig,
-    reader: ClipReader,
-    folder: Path,
-    workers: int,
-    progress: Progress,
-) -> dict[str, Outcome]:
+def _separators(config: SystemConfig) -> tuple[FrontEnd | None, Any]:
+    """The front end and the separator of `augmentation.remix`, None where the settings name none."""
+    told = config.separation
+    front_end = FrontEnd.load(Path(told.front_end), told.keep) if told.front_end else None
+    if not config.augmentation.remix.enabled:
+        return front_end, None
+    from offkey.separation.separator import Separator
+
+    return front_end, Separator.load(Path(told.model))
+
+
+def _train(lessons: Lessons, folder: Path, progress: Progress) -> dict[str, Outcome]:
     """The trained network that all machines share, or one for each; checkpoints lie in `folder`, or a folder in it."""
-    teach = train_discriminative if config.kind == "discriminative" else train_reconstructive
-    if config.networks == "shared":
-        return {SHARED: teach(Lessons(clips, labels, config, reader, workers), folder, progress)}
+    teach = train_discriminative if lessons.config.kind == "discriminative" else train_reconstructive
+    if lessons.config.networks == "shared":
+        return {SHARED: teach(lessons, folder, progress)}
     outcomes = {}
-    for name, members in _groups(clips).items():
+    for name, members in _groups(lessons.clips).items():
         progress.say(f"the network of {name}")
-        mine = [clips[place] for place in members]
-        own = label_clips(mine, config, reader, workers)
-        outcomes[name] = teach(Lessons(mine, own, config, reader, workers), folder / name.replace("/", "_"), progress)
+        mine = [lessons.clips[place] for place in members]
+        labels = label_clips(mine, lessons.config, lessons.reader, lessons.workers)
+        outcomes[name] = teach(replace(lessons, clips=mine, labels=labels), folder / name.replace("/", "_"), progress)
     return outcomes
 
 

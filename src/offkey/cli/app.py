@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from offkey.cli import benchmark, data, demo, evaluate, explain, fit, report, score, weights
+from offkey.cli import benchmark, data, demo, evaluate, explain, fit, remix, report, score, separate, weights
 from offkey.cli.output import complain
 from offkey.types import OffkeyError
 
@@ -47,6 +47,9 @@ app.add_typer(weights.app, name="weights")
 app.command("fit")(fit.fit)
 app.command("score")(score.score)
 app.command("explain")(explain.explain)
+app.command("fit-separator")(separate.fit_separator)
+app.command("separate")(separate.separate)
+app.command("remix")(remix.remix)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("benchmark")(benchmark.benchmark)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import offkey
 from offkey.assessment import FOLDER, KeptAssessment, KeptClip, read_assessment
-from offkey.audio.io import AudioConfig, read_clip
+from offkey.audio.io import AudioConfig, AudioError, read_clip
 from offkey.detector import Detector
 from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
 from offkey.report.page import write_report
 from offkey.report.projection import project
+from offkey.report.separation import SeparatedClip, write_separation_report
+from offkey.separation.front_end import FrontEnd
+from offkey.separation.stems import Stems
 from offkey.systems.config import ScoringConfig
 from offkey.systems.settings import to_toml
 from offkey.types import Domain
@@ -38,9 +43,33 @@ def write_run_report(run: Path, out: Path, title: str | None = None, examples: i
     detector = Detector.load(run)
     kept = read_assessment(run / FOLDER)
     data = report_data(detector, kept, title or f"{run.absolute().name}: {', '.join(detector.machines)}")
+    if detector.front_end is not None:
+        page = out.with_name(f"{out.stem}-separation.html")
+        _write_stems(detector.front_end, detector.config.audio, kept, page, data.title, examples)
+        data = replace(data, facts=[*data.facts, ("Front end", f"{detector.config.separation.keep}: see {page.name}")])
     # Players keep the recording's own level and both channels mixed: what a person would hear.
     config = AudioConfig(rate=detector.config.audio.rate, channel=detector.config.audio.channel)
     return write_report(data, out, audio=lambda path: (read_clip(path, config), config.rate), examples=examples)
+
+
+def _write_stems(
+    front_end: FrontEnd, audio: AudioConfig, kept: KeptAssessment, out: Path, title: str, examples: int
+) -> Path:
+    """A page beside the report: the strangest and the most ordinary clips of each machine, taken apart."""
+    stems = Stems(front_end.separator, AudioConfig(rate=audio.rate, channel=audio.channel))
+    shown, problems = [], []
+    for machine in sorted({clip.machine for clip in kept.clips}):
+        ordered = sorted((clip for clip in kept.clips if clip.machine == machine), key=lambda clip: -clip.score)
+        ends = ordered if len(ordered) <= 2 * examples else ordered[:examples] + ordered[len(ordered) - examples :]
+        for clip in ends:
+            try:
+                front, back = stems.pair(Path(clip.path))
+            except AudioError as error:
+                problems.append((clip.file, error.problem))
+                continue
+            told = {"score": f"{clip.score:.3g}", "condition": clip.condition.value}
+            shown.append(SeparatedClip(clip.file, front + back, front, back, audio.rate, told))
+    return write_separation_report(shown, out, title=title, version=offkey.__version__, problems=problems)
 
 
 def report_data(detector: Detector, kept: KeptAssessment, title: str) -> ReportData:

@@ -25,6 +25,7 @@ __all__ = [
     "CalibrationConfig",
     "LabelConfig",
     "ScoringConfig",
+    "SeparationConfig",
     "SystemConfig",
     "ViewScorer",
     "load_preset",
@@ -136,6 +137,14 @@ class CalibrationConfig(_Settings):
     folds: int = Field(5, ge=2, description="parts of the cross-fit")
 
 
+class SeparationConfig(_Settings):
+    """Separators that the system uses; each is the folder of one (`offkey fit-separator`), empty for none."""
+
+    model: str = Field("", description="separator that augmentation.remix takes clips apart with")
+    front_end: str = Field("", description="separator that every clip goes through before features, in scoring too")
+    keep: Literal["foreground", "background"] = Field("foreground", description="part that the front end passes on")
+
+
 class SystemConfig(_Settings):
     """Everything that makes a system, and nothing of the data."""
 
@@ -159,6 +168,7 @@ class SystemConfig(_Settings):
     objective: ObjectiveConfig = MultiTaskConfig()
     training: TrainingConfig = TrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    separation: SeparationConfig = SeparationConfig()
     scoring: ScoringConfig
     calibration: CalibrationConfig = CalibrationConfig()
 
@@ -208,11 +218,27 @@ class SystemConfig(_Settings):
         if isinstance(self.model, BaselineConfig) and self.encoder.name != "none":
             raise ValueError("the DCASE baseline hears log-mel alone: leave encoder.name alone, or choose system3")
 
+    @model_validator(mode="after")
+    def _remix_needs_a_separator(self) -> SystemConfig:
+        if self.augmentation.remix.enabled and self.separation.front_end:
+            raise ValueError(
+                "augmentation.remix puts backgrounds into training clips and separation.front_end takes them out of "
+                "the clips that are scored: choose one of the two"
+            )
+        if self.augmentation.remix.enabled and not self.separation.model:
+            raise ValueError(
+                "augmentation.remix needs a separator: name its folder as separation.model (`offkey fit-separator` "
+                "makes one)"
+            )
+        if self.augmentation.remix.enabled and self.kind == "training-free":
+            raise ValueError("augmentation.remix makes training clips, and a training-free system learns from none")
+        return self
+
     @property
     def varies_waveforms(self) -> bool:
         """Whether a training clip sounds different from epoch to epoch."""
         changes = self.augmentation
-        drawn = (changes.gain, changes.noise, changes.shift, changes.polarity, changes.mixup)
+        drawn = (changes.gain, changes.noise, changes.shift, changes.polarity, changes.mixup, changes.remix)
         return any(change.enabled for change in drawn) or len(self.labels.speeds) > 1 or self.training.crop_seconds > 0
 
 

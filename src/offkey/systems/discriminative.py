@@ -15,6 +15,7 @@ from offkey.models.config import DiscriminativeConfig
 from offkey.objectives.config import MultiTaskConfig
 from offkey.objectives.multitask import MultiTask
 from offkey.progress import Progress
+from offkey.separation.remix import Remix
 from offkey.systems.config import SystemConfig
 from offkey.systems.lessons import Lessons, Outcome
 from offkey.systems.network import discriminative_network, pretrained_encoder
@@ -65,11 +66,17 @@ def train_discriminative(lessons: Lessons, folder: Path, progress: Progress) -> 
         )
     pool = [lessons.reader.read(clip.path) for clip in learning if clip.content is Content.NOISE]
     task = TrainingTask(network, objective, WaveformAugmentation(config.augmentation, config.audio.rate, pool))
+    remix = lessons.remix(progress)
     settings = config.training
     window = round(settings.crop_seconds * config.audio.rate) or None
 
-    def load(clips_of: Sequence[ClipMeta], epoch: int, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    def load(
+        clips_of: Sequence[ClipMeta], epoch: int, order: Sequence[Sequence[int]], remix: Remix | None = None
+    ) -> Iterator[Batch]:
         for batch in load_batches(clips_of, order, lessons.reader, labels, lessons.workers):
+            if remix is not None:
+                remix.seek_batch(config.seed, epoch, batch)
+                batch = remix(batch)
             # drawn from the batch's own clips: a resumed run, which loads the rest of an epoch only, draws the same
             draws = np.random.default_rng([config.seed, epoch, _VARIANTS, *batch.place.tolist()])
             yield vary(batch, speeds, window, draws)
@@ -83,7 +90,7 @@ def train_discriminative(lessons: Lessons, folder: Path, progress: Progress) -> 
             config.seed,
             epoch,
         )
-        return BatchPlan(order, partial(load, learning, epoch))
+        return BatchPlan(order, partial(load, learning, epoch, remix=remix))
 
     def exam(_: int) -> Iterator[Batch]:
         size = settings.batch_size

@@ -17,10 +17,13 @@ from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, load_batches
 from offkey.models.statistics import LogMelStatistics
+from offkey.progress import Progress
 from offkey.scoring.calibrate import clips_needed
+from offkey.separation.remix import Remix
+from offkey.separation.stems import Stems
 from offkey.systems.clusters import cluster
 from offkey.systems.config import SystemConfig
-from offkey.types import Batch, ClipMeta, Content
+from offkey.types import Batch, ClipMeta, Content, OffkeyError
 
 __all__ = ["Lessons", "Outcome", "held_out_places", "label_clips"]
 
@@ -50,6 +53,8 @@ class Lessons:
     config: SystemConfig
     reader: ClipReader
     workers: int
+    stems: Stems | None = None
+    supplemental: Sequence[ClipMeta] = ()
 
     @cached_property
     def _codes(self) -> list[tuple[int, tuple[int, ...], int]]:
@@ -84,11 +89,26 @@ class Lessons:
         order = [list(range(at, min(at + _PASS, len(clips)))) for at in range(0, len(clips), _PASS)]
         return load_batches(clips, order, self.reader, self.labels if labelled else None, self.workers)
 
+    def remix(self, progress: Progress) -> Remix | None:
+        """What recombines the clips to learn from, where `augmentation.remix` is on; their stems are found first.
+
+        Supplemental clips of noise alone lend their background, whether or not the network learns from them. Held-out
+        clips take no part.
+        """
+        if not self.config.augmentation.remix.enabled:
+            return None
+        if self.stems is None:
+            raise OffkeyError("augmentation.remix needs a separator: separation.model names its folder")
+        self.stems.find([*self.learning, *self.supplemental], progress)
+        return Remix(self.config.augmentation.remix, self.learning, self.stems, self.supplemental)
+
     def fingerprint(self, published: str = "") -> str:
         """A hash of the clips and of the encoder with its weights: another run with it learns from the same."""
         heard = [f"{clip.machine} {clip.path.name}" for clip in self.clips]
-        told = "\n".join([*heard, self.config.encoder.model_dump_json(), published])
-        return hashlib.sha256(told.encode()).hexdigest()
+        told = [self.config.encoder.model_dump_json(), published]
+        if self.config.augmentation.remix.enabled and self.stems is not None:
+            told += [self.config.augmentation.remix.model_dump_json(), self.stems.fingerprint]
+        return hashlib.sha256("\n".join([*heard, *told]).encode()).hexdigest()
 
     def outcome(self, network: nn.Module, learnt: int, classes: Sequence[str], told: Mapping[str, Any]) -> Outcome:
         """What `fit` goes on with; `learnt` of the network's numbers were learnt, `told` is added to the facts."""

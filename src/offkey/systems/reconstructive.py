@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from offkey.training.batches import BatchPlan
 from offkey.training.loop import train
 from offkey.training.task import TrainingTask
 from offkey.training.windows import ClipRow, EveryWindow, WindowBatches, lay_out
-from offkey.types import ClipMeta
+from offkey.types import Batch
 
 __all__ = ["train_reconstructive"]
 
@@ -57,16 +57,21 @@ def _convolutional(
         counts = lessons.identity_counts()
         objective = Reconstruction(model.latent, len(counts), terms, counts)
 
-    def row(clips: Sequence[ClipMeta], name: str) -> ClipRow:
-        return _row(lessons, clips, network.fixed_features, folder / ROWS / name, progress, model.use_tgram)
+    def row(batches: Iterable[Batch], name: str) -> ClipRow:
+        return _row(lessons, batches, network.fixed_features, folder / ROWS / name, progress, model.use_tgram)
 
     learning = WindowBatches(
-        row(lessons.learning, "learning"), model.window, kernel, settings.batch_size, settings.target_share, config.seed
+        row(_lessons(lessons, progress), "learning"),
+        model.window,
+        kernel,
+        settings.batch_size,
+        settings.target_share,
+        config.seed,
     )
     network.fit_normalisation(learning.cover())
     exam: BatchPlan | None = None
     if lessons.waiting:
-        waiting = row(lessons.waiting, "waiting")
+        waiting = row(lessons.passes(lessons.waiting, labelled=True), "waiting")
         exam = WindowBatches(waiting, model.window, kernel, settings.batch_size, seed=config.seed).cover()
     published = "" if encoder is None else encoder.fingerprint()
     told = _learn(network, objective, learning.epoch, exam, lessons, folder, progress, published)
@@ -86,31 +91,45 @@ def _dense(
         counts = lessons.identity_counts()
         objective = Reconstruction(model.latent, len(counts), terms, counts)
 
-    def row(clips: Sequence[ClipMeta], name: str) -> ClipRow:
-        return _row(lessons, clips, network.mel, folder / ROWS / name, progress, with_samples=False)
+    def row(batches: Iterable[Batch], name: str) -> ClipRow:
+        return _row(lessons, batches, network.mel, folder / ROWS / name, progress, with_samples=False)
 
     kernel, size = config.mel.n_fft, settings.batch_size
     share = 0.0 if lessons.waiting else model.validation_share
-    learning = EveryWindow(row(lessons.learning, "learning"), model.frames, kernel, size, config.seed, share)
+    learning = EveryWindow(row(_lessons(lessons, progress), "learning"), model.frames, kernel, size, config.seed, share)
     exam = learning.held_out() if share else None
     if lessons.waiting:
-        exam = EveryWindow(row(lessons.waiting, "waiting"), model.frames, kernel, size).in_order()
+        waiting = row(lessons.passes(lessons.waiting, labelled=True), "waiting")
+        exam = EveryWindow(waiting, model.frames, kernel, size).in_order()
     told = _learn(network, objective, learning.epoch, exam, lessons, folder, progress)
     network.cpu().fit_residuals(learning.epoch(settings.epochs))
     learnt = sum(weights.numel() for weights in network.parameters())
     return lessons.outcome(network, learnt, lessons.labels.identities, told)
 
 
+def _lessons(lessons: Lessons, progress: Progress) -> Iterator[Batch]:
+    """The clips to learn from, and with `augmentation.remix` as many remixed copies of each as it says."""
+    remix = lessons.remix(progress)
+    yield from lessons.passes(lessons.learning, labelled=True)
+    if remix is None:
+        return
+    for copy in range(lessons.config.augmentation.remix.copies):
+        for batch in lessons.passes(lessons.learning, labelled=True):
+            remix.seek_batch(lessons.config.seed, copy, batch)
+            yield remix(batch)
+
+
 def _row(
     lessons: Lessons,
-    clips: Sequence[ClipMeta],
+    batches: Iterable[Batch],
     describe: Callable[[Tensor, Tensor], Tensor],
     folder: Path,
     progress: Progress,
     with_samples: bool,
 ) -> ClipRow:
     """What the frozen layers say of these clips, on disk."""
-    progress.start("listening", len(clips))
+    remix = lessons.config.augmentation.remix
+    progress.start("listening", len(lessons.clips) + (remix.copies * len(lessons.learning) if remix.enabled else 0))
     done = 0
 
     def told(waveform: Tensor, lengths: Tensor) -> Tensor:
@@ -119,9 +138,7 @@ def _row(
         progress.step(done)
         return describe(waveform, lengths)
 
-    return lay_out(
-        lessons.passes(clips, labelled=True), told, lessons.config.mel.hop, folder, with_samples=with_samples
-    )
+    return lay_out(batches, told, lessons.config.mel.hop, folder, with_samples=with_samples)
 
 
 def _learn(

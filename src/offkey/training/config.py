@@ -12,6 +12,7 @@ __all__ = [
     "MixupConfig",
     "NoiseConfig",
     "PolarityConfig",
+    "RemixConfig",
     "ShiftConfig",
     "SpecAugmentConfig",
     "TrainingConfig",
@@ -141,6 +142,35 @@ class SpecAugmentConfig(_Settings):
     probability: Share = Field(default=1.0, description="share of clips that it meets")
 
 
+class RemixConfig(_Settings):
+    """Foreground of a clip in the background of another; the clip stays as loud as it was.
+
+    It takes a separator: `separation.model`.
+    """
+
+    enabled: bool = Field(default=False, description="switch")
+    min_snr_db: float = Field(default=-5.0, description="loudest background: foreground over background, dB")
+    max_snr_db: float = Field(default=15.0, description="softest background: foreground over background, dB")
+    probability: Share = Field(default=0.5, description="share of clips that it meets")
+    mixup: Share = Field(
+        default=0.0,
+        description="share of remixed clips whose foreground is mixed with one of the same machine in the other domain",
+    )
+    mixup_alpha: float = Field(
+        default=0.2, gt=0, description="the other's share is drawn from Beta(alpha, alpha), folded to at most one half"
+    )
+
+    copies: int = Field(
+        default=2, ge=1, description="remixed copies of every clip, for systems that learn from windows cut beforehand"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RemixConfig:
+        if self.min_snr_db > self.max_snr_db:
+            raise ValueError(f"min_snr_db {self.min_snr_db:g} lies above max_snr_db {self.max_snr_db:g}")
+        return self
+
+
 class AugmentationConfig(_Settings):
     """Changes of training clips; each is off until it is enabled.
 
@@ -153,4 +183,5 @@ class AugmentationConfig(_Settings):
     shift: ShiftConfig = ShiftConfig()
     polarity: PolarityConfig = PolarityConfig()
     mixup: MixupConfig = MixupConfig()
+    remix: RemixConfig = RemixConfig()
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()

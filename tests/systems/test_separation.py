@@ -1,0 +1,104 @@
+"""Separation inside systems: a front end that travels with the detector, and remixed lessons."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tests.separation.stand_in import LowPass
+
+import offkey
+from offkey.audio.io import AudioConfig, read_clip
+from offkey.detector import DetectorError
+from offkey.fitting import fit
+from offkey.systems.config import load_preset
+from offkey.systems.settings import SettingsError
+from offkey.types import OffkeyError
+
+
+@pytest.fixture
+def separator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Path]:
+    """Edge in hertz -> folder of a low-pass "separator"."""
+    monkeypatch.setitem(sys.modules, "offkey.separation.separator", SimpleNamespace(Separator=LowPass))
+
+    def make(edge: float = 1000.0) -> Path:
+        folder = tmp_path / f"separator {edge:g}"
+        LowPass(edge).save(folder)
+        return folder
+
+    return make
+
+
+def test_a_detector_takes_its_front_end_along(
+    small_set: Path, tmp_path: Path, separator: Callable[[float], Path]
+) -> None:
+    place = separator(1000.0)
+    first = fit(small_set, "logmel-knn", out=tmp_path / "m", overrides=[f"separation.front_end={place}"], workers=0)
+    shutil.rmtree(place)
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "m").rename(moved)
+    detector = offkey.load(moved)
+    clips = sorted(small_set.glob("fan/test/*.wav"))[:3]
+    rows = [row.verdict for row in detector.score_files(clips, workers=0)]
+    for clip, row in zip(clips, rows, strict=True):
+        assert row is not None
+        samples = read_clip(clip, AudioConfig())
+        low = LowPass(1000.0).separate(samples)[0]
+        for given in (clip, samples, low):  # what was taken out beforehand changes nothing
+            assert detector.score(given, machine="fan").score == pytest.approx(row.score, rel=1e-3)
+        assert first.score(clip, machine="fan").score == row.score
+    plain = fit(small_set, "logmel-knn", workers=0)
+    assert not np.isclose(plain.score(clips[0], machine="fan").score, rows[0].score)
+    assert detector.explain(clips[0], machine="fan") is not None
+
+    (moved / "front_end" / "edge.txt").write_text("500.0")
+    with pytest.raises(DetectorError, match="is not the file that was saved"):
+        offkey.load(moved)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    for bad in ("../edge.txt", "front_end/../edge.txt", "/edge.txt", "other/edge.txt", "front_end/a/b"):
+        told = manifest | {"files": manifest["files"] | {bad: {"bytes": 1, "sha256": ""}}}
+        (moved / "manifest.json").write_text(json.dumps(told))
+        with pytest.raises(DetectorError, match=r"outside its folder|is not the file"):
+            offkey.load(moved)
+
+
+def test_other_weights_at_the_same_place_are_another_detector(
+    small_set: Path, tmp_path: Path, separator: Callable[[float], Path]
+) -> None:
+    asked = [f"separation.front_end={separator(1000.0)}"]
+    fit(small_set, "loudness", out=tmp_path / "m", overrides=asked, workers=0)
+    fit(small_set, "loudness", out=tmp_path / "m", overrides=asked, workers=0)
+    LowPass(500.0).save(tmp_path / "separator 1000")
+    with pytest.raises(DetectorError, match="other settings or clips"):
+        fit(small_set, "loudness", out=tmp_path / "m", overrides=asked, workers=0)
+
+
+def test_remixed_lessons_repeat_and_differ_from_plain_ones(
+    small_set: Path, quick: tuple[str, ...], separator: Callable[[float], Path]
+) -> None:
+    def weights(*more: str) -> dict[str, object]:
+        network = fit(small_set, "discriminative", overrides=[*quick, *more], workers=0).network
+        assert network is not None
+        return network.state_dict()
+
+    remix = ["augmentation.remix.enabled=true", f"separation.model={separator(1000.0)}"]
+    one, again = weights(*remix), weights(*remix)
+    plain = weights()
+    assert all((one[name] == again[name]).all() for name in one)
+    assert any((one[name] != plain[name]).any() for name in one)
+
+
+def test_settings_that_do_not_fit_together_are_refused(separator: Callable[[float], Path]) -> None:
+    with pytest.raises(SettingsError, match=r"separation\.model"):
+        load_preset("discriminative", ["augmentation.remix.enabled=true"])
+    with pytest.raises(SettingsError, match="choose one of the two"):
+        load_preset("discriminative", ["augmentation.remix.enabled=true", "separation.front_end=m"])
+    with pytest.raises(SettingsError, match="lies above"):
+        load_preset("discriminative", ["augmentation.remix.min_snr_db=30"])
+    assert issubclass(SettingsError, OffkeyError)
