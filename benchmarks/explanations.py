@@ -29,6 +29,7 @@ from scipy import ndimage
 
 from offkey.audio.io import prepare
 from offkey.audio.mel import LogMel, mel_centres
+from offkey.benchmarking import Contestant
 from offkey.data.synthetic import SynthConfig, synthesize
 from offkey.data.synthetic.dataset import render_clip
 from offkey.data.synthetic.plan import ClipPlan, plan_clips
@@ -38,7 +39,10 @@ from offkey.fitting import fit
 from offkey.types import Condition
 
 MACHINES = ("fan", "gearbox", "bearing", "slider", "pump")
-SYSTEMS = "logmel-mahalanobis,logmel-knn,discriminative"
+SYSTEMS = (
+    "logmel-mahalanobis", "logmel-knn", "baseline",
+    "discriminative=discriminative training.epochs=3 model.width=0.25",
+)  # fmt: skip
 WORTH = 0.3
 
 
@@ -144,9 +148,11 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     clips = [render_clip(plan, 16000, 1).mixture[:, 0] for plan in waiting]
     found: dict[str, list[dict[str, float]]] = {}
     taken: dict[str, float] = {}
-    for name in given.systems.split(","):
-        quick = [part for part in given.set if name == "discriminative"]
-        detector = fit(root, name, out=given.folder / name, overrides=quick, seed=given.seed, workers=0)
+    for contestant in map(Contestant.read, given.system or SYSTEMS):
+        name = contestant.name
+        detector = fit(
+            root, contestant.system, out=given.folder / name, overrides=contestant.overrides, seed=given.seed, workers=0
+        )
         mel = LogMel(detector.config.audio.rate, detector.config.mel)
         explain = explained(detector, given.pictures, name)
         begun = time.perf_counter()
@@ -185,16 +191,15 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the simulated set and the detectors go")
-    parser.add_argument("--systems", default=SYSTEMS, help="names with commas between")
+    parser.add_argument(
+        "--system", action="append", metavar="'NAME=SYSTEM KEY=VALUE …'", help=f"a row; default: {', '.join(SYSTEMS)}"
+    )
     parser.add_argument("--machines", default=",".join(MACHINES))
     parser.add_argument("--train", type=int, default=40, help="normal clips of the source domain, a machine")
     parser.add_argument("--events", type=int, default=24, help="faulty clips of which the passing ones are explained")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a clip")
     parser.add_argument("--severity", type=float, default=0.3, help="mildest fault, 0 to 1")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set", nargs="*", default=["training.epochs=3", "model.width=0.25"], help="settings of `discriminative`"
-    )
     parser.add_argument("--pictures", type=Path, help="folder for a picture a clip and system")
     parser.add_argument("--each", action="store_true", help="also a line a clip")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

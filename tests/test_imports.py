@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "scoring": {"types"},
     "downloading": {"types", "files", "progress"},
     "encoders": {"types", "files", "progress", "audio", "downloading"},
-    "data": {"types", "audio"},
+    "data": {"types", "audio", "files", "progress", "downloading"},
     "models": {"types", "audio", "encoders"},
     "training": {"types", "progress", "encoders", "models", "objectives", "data"},
     "separation": {"types", "files", "progress", "audio", "data", "training", "models"},
@@ -42,6 +42,10 @@ ROOMS["detector"] = BELOW - {"evaluation"}
 ROOMS["fitting"] = (BELOW | {"detector", "__init__"}) - {"evaluation", "card"}
 ROOMS["assessment"] = {"types", "files", "progress", "data", "detector", "evaluation"}
 ROOMS["benchmarking"] = {"types", "files", "progress", "assessment", "evaluation", "report"}
+ROOMS["reproducing"] = {
+    "types", "files", "progress", "data", "encoders", "systems", "downloading", "benchmarking", "assessment",
+    "evaluation", "separation", "__init__"
+}  # fmt: skip
 ROOMS["report"] = {"types", "files", "evaluation"}
 ROOMS["report/assemble"] = {
     "report", "types", "audio", "separation", "systems", "detector", "assessment", "__init__"

@@ -100,6 +100,10 @@ def break_file(root: Path) -> None:
     (root / "fan/test/section_00_target_test_normal_0000_spd_0.wav").unlink()
 
 
+def break_table(root: Path) -> None:
+    (root / "fan/attributes_00.csv").unlink()
+
+
 def break_rate(root: Path) -> None:
     write(root / TRAIN, 51, rate=22050)
 
@@ -148,6 +152,7 @@ def break_hidden(root: Path) -> None:
         (break_duplicate, "warning", "duplicate"),
         (break_row, "warning", "file-without-row"),
         (break_file, "warning", "row-without-file"),
+        (break_table, "warning", "no-table"),
         (break_rate, "warning", "mixed-rate"),
         (break_low_rate, "warning", "low-rate"),
         (break_channels, "warning", "mixed-channels"),

@@ -274,3 +274,11 @@ def test_the_protocol_is_chosen_by_year_and_data():
     assert choose_protocol(None, [replace(clips[0], domain=UNKNOWN), *clips[1:]]).name == "plain"
     with pytest.raises(EvaluationError, match="2019"):
         choose_protocol(2019)
+
+
+def test_years_differ_in_files_and_channels():
+    assert [PROTOCOLS[f"dcase{year}"].files for year in range(2020, 2027)] == ["id", "domain", *["section"] * 5]
+    assert [name for name, rules in PROTOCOLS.items() if not rules.decisions] == ["dcase2020"]
+    assert [name for name, rules in PROTOCOLS.items() if rules.channels == 2] == ["dcase2026"]
+    first_shot = [name for name, rules in PROTOCOLS.items() if rules.clips_a_section == 200]
+    assert first_shot == [f"dcase{year}" for year in range(2023, 2027)]

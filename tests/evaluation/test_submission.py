@@ -1,16 +1,23 @@
 """Result files come back as they were written; other people's mistakes are named."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from offkey.evaluation import (
+    PROTOCOLS,
     ScoredClip,
     SubmissionError,
+    check_label,
+    check_scored,
     read_submission,
     read_truth,
     truth_of_name,
+    write_package,
     write_submission,
 )
-from offkey.types import Condition, Domain
+from offkey.types import ClipMeta, Condition, Domain
 
 SCORES = "anomaly_score_fan_section_00_test.csv"
 DECISIONS = "decision_result_fan_section_00_test.csv"
@@ -187,3 +194,92 @@ def test_truth_of_one_table(shared_data, tmp_path):
         read_truth(tmp_path)
     with pytest.raises(SubmissionError, match="neither"):
         read_truth(tmp_path.parent / "nowhere")
+
+
+def test_files_have_the_names_of_their_year(tmp_path):
+    clips = clips_of()
+    write_submission(tmp_path / "2021", clips, protocol=PROTOCOLS["dcase2021"])
+    assert sorted(p.name for p in (tmp_path / "2021").iterdir()) == [
+        f"{kind}_fan_section_00_{domain}_test.csv"
+        for kind in ("anomaly_score", "decision_result")
+        for domain in ("source", "target")
+    ]
+    assert sorted(read_submission(tmp_path / "2021"), key=repr) == sorted(clips, key=repr)
+    old = [replace(c, file=f"{c.condition}_id_00_{i:08d}.wav", domain=Domain.UNKNOWN) for i, c in enumerate(clips)]
+    write_submission(tmp_path / "2020", old, protocol=PROTOCOLS["dcase2020"])
+    assert [p.name for p in (tmp_path / "2020").iterdir()] == ["anomaly_score_fan_id_00.csv"]
+    assert len(read_submission(tmp_path / "2020")) == 12
+    with pytest.raises(SubmissionError, match=r"domain of fan/.* is not known"):
+        write_submission(tmp_path / "none", old, protocol=PROTOCOLS["dcase2021"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_label_has_the_form_that_the_challenge_asks_for():
+    assert check_label("O-Neil_UNI_task2_4") == "O-Neil_UNI_task2_4"
+    for wrong in ("Doe_UNI_task2_5", "Doe_UNI_task1_1", "_task2_1", "../x_task2_1", "Doe UNI_task2_1", "Döe_task2_1"):
+        with pytest.raises(SubmissionError, match="is no label"):
+            check_label(wrong)
+
+
+def data_set(clips):
+    return [ClipMeta(Path("set") / c.machine / "test" / c.file, c.machine, c.section, c.domain) for c in clips]
+
+
+def test_scores_are_checked_against_the_data_set():
+    clips = clips_of() + clips_of("valve")
+    known = data_set(clips)
+    assert check_scored(clips, known, PROTOCOLS["dcase2022"]) == []
+    remarks = check_scored(clips, known, PROTOCOLS["dcase2025"])
+    assert remarks[0] == "fan, section 00: 12 test clips, and dcase2025 has 200"
+    for changed, there, words in (
+        (
+            clips[1:],
+            known,
+            "1 test clips of the data set have no score .fan/section_00_source_test_normal_0000_x_1.wav",
+        ),
+        (clips[:12], known, r"12 test clips of the data set have no score .* and 9 more"),
+        ([*clips, clips[0]], known, "1 test clips are there twice"),
+        (clips, known[1:], "1 test clips with a score are not in the data set"),
+        (clips, [*known, known[0]], "the data set has fan/.* twice"),
+    ):
+        with pytest.raises(SubmissionError, match=words):
+            check_scored(changed, there, PROTOCOLS["dcase2025"])
+
+
+def test_names_that_repeat_in_the_domains_of_2021_are_two_clips():
+    twins = [replace(clips_of()[0], file="section_00_0000.wav", domain=d) for d in (Domain.SOURCE, Domain.TARGET)]
+    assert check_scored(twins, data_set(twins), PROTOCOLS["dcase2021"]) == []
+    with pytest.raises(SubmissionError, match="twice"):
+        check_scored(twins, data_set(twins), PROTOCOLS["dcase2022"])
+
+
+def test_a_package_is_laid_out_as_the_challenge_asks_for(tmp_path):
+    paths = write_package(tmp_path, "Doe_UNI_task2_1", clips_of(), "a: 1\n")
+    assert [p.relative_to(tmp_path).as_posix() for p in paths] == [
+        f"task2/Doe_UNI_task2_1/{name}" for name in (SCORES, DECISIONS, "Doe_UNI_task2_1.meta.yaml")
+    ]
+    assert paths[-1].read_text() == "a: 1\n"
+    assert len(write_package(tmp_path, "Doe_UNI_task2_1", clips_of(), "a: 1\n")) == 3
+    with pytest.raises(SubmissionError, match="also holds anomaly_score_fan"):
+        write_package(tmp_path, "Doe_UNI_task2_1", clips_of("valve"), "a: 1\n")
+
+
+def test_truth_of_the_organisers_list(tmp_path):
+    path = tmp_path / "eval_data_list_2025.csv"
+    path.write_text(
+        "fan\nsection_00_0000.wav,section_00_target_test_anomaly_0012_spd_2.wav\n3DPrinter,\n"
+        "section_00_0000.wav,section_00_source_test_normal_0001_noAttribute.wav\n"
+    )
+    expected = {
+        ("fan", "section_00_0000.wav"): ("target", "anomaly"),
+        ("3DPrinter", "section_00_0000.wav"): ("source", "normal"),
+    }
+    assert read_truth(path) == read_truth(tmp_path) == expected
+    path.write_text("fan\nsection_00_0000.wav,section_00_0001.wav\n")
+    with pytest.raises(SubmissionError, match="line 2: expected hidden name,telling name"):
+        read_truth(path)
+    (tmp_path / "eval_data_list_2024.csv").write_text("fan\n")
+    with pytest.raises(SubmissionError, match="2 lists"):
+        read_truth(tmp_path)
+    with pytest.raises(SubmissionError, match="names no clip"):
+        read_truth(tmp_path / "eval_data_list_2024.csv")

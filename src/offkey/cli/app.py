@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from offkey.cli import benchmark, data, demo, evaluate, explain, fit, remix, report, score, separate, weights
+from offkey.cli import (
+    benchmark,
+    data,
+    datasets,
+    demo,
+    evaluate,
+    explain,
+    fit,
+    remix,
+    report,
+    reproduce,
+    score,
+    separate,
+    submit,
+    weights,
+)
 from offkey.cli.output import complain
 from offkey.types import OffkeyError
 
@@ -42,6 +57,7 @@ def _options(
 
 
 app.command("demo")(demo.demo)
+datasets.add_to(data.app)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 app.command("fit")(fit.fit)
@@ -53,6 +69,8 @@ app.command("remix")(remix.remix)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("benchmark")(benchmark.benchmark)
+app.command("submit")(submit.submit)
+app.command("reproduce")(reproduce.reproduce)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from offkey.types import ClipMeta, Condition, Content, Domain, OffkeyError, Spli
 
 __all__ = ["DataReport", "MachineReport", "Problem", "check"]
 
+_FIRST_TABLES = 2022  # year from which on the data sets have tables of attributes
 _SHORT = 0.5  # of the median length of its machine
 _NAMED = 10  # files that a problem lists in `to_dict`; the count is always whole
 
@@ -330,6 +331,13 @@ def _table_problems(source: Source) -> Iterator[Problem]:
     for table, names in rows.items():
         text = f"{table.name} has {len(names)} rows without a file, such as {names[0]}"
         yield Problem("warning", "row-without-file", text, table.parent.name, (table,))
+    if source.year is not None and source.year >= _FIRST_TABLES:
+        told = {table.parent for table in scan.tables}
+        homes = {clip.machine: clip.path.parent.parent for clip in source.clips if clip.split is Split.TRAIN}
+        for machine, home in sorted(homes.items()):
+            if home not in told:
+                text = f"there is no attributes_00.csv in {home}, so settings are read from file names alone"
+                yield Problem("warning", "no-table", text, machine)
     by_machine: dict[str, list[Path]] = defaultdict(list)
     paths = {clip.path: clip.machine for clip in source.clips}
     for path in scan.without_row:

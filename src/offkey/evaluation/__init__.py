@@ -24,9 +24,12 @@ from offkey.evaluation.result import MachineResult, Result
 from offkey.evaluation.submission import (
     SubmissionError,
     Truth,
+    check_label,
+    check_scored,
     read_submission,
     read_truth,
     truth_of_name,
+    write_package,
     write_submission,
 )
 from offkey.evaluation.tables import Cell, Run, Table, summarise
@@ -52,6 +55,9 @@ __all__ = [
     "read_submission",
     "read_truth",
     "truth_of_name",
+    "check_label",
+    "check_scored",
+    "write_package",
     "write_submission",
     "SubmissionError",
     "Run",

@@ -14,6 +14,10 @@ year       AUC                          pAUC (max. 10 % FPR)    one number
 2023–2026  as 2022, one section only    as 2022                 as 2022
 plain      all clips                    all clips               harmonic mean of AUC and pAUC
 ========== ============================ ======================= =========================================
+
+2023 to 2026 are "first-shot": the machines of the evaluation set are others than those of the development set, one
+section each. 2026 has two channels, near and far microphone. Result files had other names in 2020 and 2021, and 2020
+asked for no decisions.
 """
 
 from __future__ import annotations
@@ -60,12 +64,19 @@ class Protocol:
 
     `clips` says which clips an AUC compares: "single" all of a section; "domain" those of one domain; "joint"
     a domain's normal clips with all anomalies, and one pAUC over all. `average` is how the values become one.
+    `files` says how result files are named: a machine ID each, a section and domain, or a section; `decisions` whether
+    the year asks for them; `channels` how many the recordings have; `clips_a_section` how many test clips a section
+    of the evaluation set holds, None where that differs.
     """
 
     name: str
     clips: Literal["single", "domain", "joint"]
     average: Literal["harmonic", "arithmetic"] = "harmonic"
     max_fpr: float = 0.1
+    files: Literal["id", "domain", "section"] = "section"
+    decisions: bool = True
+    channels: int = 1
+    clips_a_section: int | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -78,9 +89,11 @@ class Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "dcase2020": Protocol("dcase2020", "single", "arithmetic"),
-    "dcase2021": Protocol("dcase2021", "domain"),
-    **{f"dcase{year}": Protocol(f"dcase{year}", "joint") for year in range(2022, 2027)},
+    "dcase2020": Protocol("dcase2020", "single", "arithmetic", files="id", decisions=False),
+    "dcase2021": Protocol("dcase2021", "domain", files="domain"),
+    "dcase2022": Protocol("dcase2022", "joint"),
+    **{f"dcase{year}": Protocol(f"dcase{year}", "joint", clips_a_section=200) for year in (2023, 2024, 2025)},
+    "dcase2026": Protocol("dcase2026", "joint", channels=2, clips_a_section=200),
     "plain": Protocol("plain", "single"),
 }
 

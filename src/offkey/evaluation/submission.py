@@ -1,8 +1,10 @@
 """The challenge's result files: written, read back, and joined with the truth.
 
 A folder holds, for each machine and section, `anomaly_score_<machine>_section_00_test.csv` with rows
-`file,score` and `decision_result_<machine>_section_00_test.csv` with rows `file,0|1`; no header. Read are
-also the names of 2020 (`…_id_01.csv`) and 2021 (`…_section_00_source_test.csv`).
+`file,score` and `decision_result_<machine>_section_00_test.csv` with rows `file,0|1`; no header. Written and read are
+also the names of 2020 (`…_id_01.csv`, scores alone) and 2021 (`…_section_00_source_test.csv`).
+
+A submission is a folder `task2/<label>/` with these files and `<label>.meta.yaml`, up to four of them a team.
 """
 
 from __future__ import annotations
@@ -11,14 +13,25 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from offkey.evaluation.protocol import ScoredClip
+from offkey.evaluation.protocol import PROTOCOLS, Protocol, ScoredClip
 from offkey.files import write_whole
-from offkey.types import Condition, Domain, OffkeyError
+from offkey.types import ClipMeta, Condition, Domain, OffkeyError
 
-__all__ = ["SubmissionError", "Truth", "read_submission", "read_truth", "truth_of_name", "write_submission"]
+__all__ = [
+    "SubmissionError",
+    "Truth",
+    "check_label",
+    "check_scored",
+    "read_submission",
+    "read_truth",
+    "truth_of_name",
+    "write_package",
+    "write_submission",
+]
 
 Truth = Mapping[tuple[str, str], tuple[Domain, Condition]]
 """(machine, file name) → domain and condition; file names repeat from machine to machine."""
@@ -29,22 +42,30 @@ _FILE = re.compile(
 )
 _CLIP = re.compile(r"section_\d{2}_(source|target)_test_(normal|anomaly)_.*")
 _CLIP_2020 = re.compile(r"(normal|anomaly)_id_\d{2}_.*")
+_CLIP_2021 = re.compile(r"section_\d{2}_(source|target)_test_\d+\..*")
+_LABEL = re.compile(r"[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*_task2_[1-4]")
+_SHOWN = 3
 
 
 class SubmissionError(OffkeyError):
     """A result file cannot be used; the message names the file, the line and what to do."""
 
 
-def write_submission(folder: Path, scored: Sequence[ScoredClip], decisions: bool = True) -> list[Path]:
+def write_submission(
+    folder: Path, scored: Sequence[ScoredClip], decisions: bool = True, protocol: Protocol | None = None
+) -> list[Path]:
     """Write both files of every machine and section into `folder`, rows ordered by file name; their paths.
 
-    Scores are written so that they read back exactly. Each file appears whole or not at all. Raises
+    `protocol` names the files as its year does (2020 a machine ID and no decisions, 2021 a section and domain); left
+    out, as since 2022. Scores are written so that they read back exactly. Each file appears whole or not at all. Raises
     `SubmissionError` on a score that is not finite, on a clip that is there twice, and, unless `decisions` is
     False, on a clip without a decision; then nothing is written.
     """
-    tables: dict[tuple[str, str], dict[str, ScoredClip]] = {}
+    rules = protocol or PROTOCOLS["dcase2025"]
+    decisions = decisions and rules.decisions
+    tables: dict[str, dict[str, ScoredClip]] = {}
     for clip in scored:
-        rows = tables.setdefault((clip.machine, clip.section), {})
+        rows = tables.setdefault(_ending(clip, rules), {})
         where = f"{clip.machine}/{clip.file}"
         if clip.file in rows:
             raise SubmissionError(f"{where} is there twice; keep one score a clip")
@@ -55,14 +76,92 @@ def write_submission(folder: Path, scored: Sequence[ScoredClip], decisions: bool
         rows[clip.file] = clip
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for (machine, section), rows in sorted(tables.items()):
+    for ending, rows in sorted(tables.items()):
         ordered = [rows[file] for file in sorted(rows)]
         scores = [(clip.file, repr(float(clip.score))) for clip in ordered]
-        written.append(_write(folder / f"anomaly_score_{machine}_section_{section}_test.csv", scores))
+        written.append(_write(folder / f"anomaly_score_{ending}.csv", scores))
         if decisions:
             alarms = [(clip.file, str(int(bool(clip.is_anomalous)))) for clip in ordered]
-            written.append(_write(folder / f"decision_result_{machine}_section_{section}_test.csv", alarms))
+            written.append(_write(folder / f"decision_result_{ending}.csv", alarms))
     return written
+
+
+def _ending(clip: ScoredClip, rules: Protocol) -> str:
+    """What stands behind `anomaly_score_` in the name of the file that holds a clip."""
+    if rules.files == "id":
+        return f"{clip.machine}_id_{clip.section}"
+    if rules.files == "section":
+        return f"{clip.machine}_section_{clip.section}_test"
+    if clip.domain is Domain.UNKNOWN:
+        raise SubmissionError(
+            f"the domain of {clip.machine}/{clip.file} is not known, and {rules.name} has a file for each domain; keep "
+            "the clips in source_test/ and target_test/, or under their own names"
+        )
+    return f"{clip.machine}_section_{clip.section}_{clip.domain}_test"
+
+
+def check_label(label: str) -> str:
+    """`label` itself, if it has the challenge's form; raises `SubmissionError` otherwise.
+
+    >>> check_label("Doe_UNI_task2_1")
+    'Doe_UNI_task2_1'
+    """
+    if not _LABEL.fullmatch(label):
+        raise SubmissionError(
+            f"{label!r} is no label of a submission: it is <last name>_<institute>_task2_<1 to 4>, letters and digits"
+        )
+    return label
+
+
+def check_scored(scored: Sequence[ScoredClip], clips: Sequence[ClipMeta], protocol: Protocol) -> list[str]:
+    """Whether `scored` holds the test `clips` of a data set, each once; sentences on what is unusual for the year.
+
+    Raises `SubmissionError` that names machines and clips that are missing, foreign or doubled.
+    """
+
+    def domain(clip: ClipMeta | ScoredClip) -> str:
+        return (
+            str(clip.domain) if protocol.files == "domain" else ""
+        )  # names repeat from domain to domain in 2021 alone
+
+    wanted = Counter((clip.machine, clip.section, domain(clip), clip.path.name) for clip in clips)
+    doubled = [key for key, count in wanted.items() if count > 1]
+    if doubled:
+        raise SubmissionError(f"the data set has {doubled[0][0]}/{doubled[0][3]} twice; keep one of the two")
+    found = Counter((clip.machine, clip.section, domain(clip), clip.file) for clip in scored)
+    for what, keys, remedy in (
+        ("are there twice", [key for key, count in found.items() if count > 1], "keep one score a clip"),
+        ("of the data set have no score", list(wanted - found), "score them too"),
+        ("with a score are not in the data set", list(found - wanted), "score the data set again"),
+    ):
+        if keys:
+            named = ", ".join(f"{machine}/{file}" for machine, _, _, file in sorted(keys)[:_SHOWN])
+            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+            raise SubmissionError(f"{len(keys)} test clips {what} ({named}{more}); {remedy}")
+    if protocol.clips_a_section is None:
+        return []
+    sizes = Counter((clip.machine, clip.section) for clip in scored)
+    return [
+        f"{machine}, section {section}: {count} test clips, and {protocol.name} has {protocol.clips_a_section}"
+        for (machine, section), count in sorted(sizes.items())
+        if count != protocol.clips_a_section
+    ]
+
+
+def write_package(
+    out: Path, label: str, scored: Sequence[ScoredClip], meta: str, protocol: Protocol | None = None
+) -> list[Path]:
+    """Write one submission of a package into `out/task2/<label>/`: result files and `<label>.meta.yaml`; their paths.
+
+    Raises as `check_label` and `write_submission` do, and where the folder holds result files of other machines (they
+    would be taken for part of this submission).
+    """
+    folder = out / "task2" / check_label(label)
+    written = write_submission(folder, scored, protocol=protocol)
+    strangers = sorted(p.name for p in folder.iterdir() if _FILE.fullmatch(p.name) and p not in written)
+    if strangers:
+        raise SubmissionError(f"{folder} also holds {strangers[0]} of another submission; give an empty --out")
+    return [*written, write_whole(folder / f"{label}.meta.yaml", meta)]
 
 
 def read_submission(folder: Path, truth: Truth | None = None) -> list[ScoredClip]:
@@ -117,6 +216,9 @@ def truth_of_name(file: str) -> tuple[Domain, Condition]:
     match = _CLIP.fullmatch(file)
     if match:
         return Domain(match[1]), Condition(match[2])
+    hidden = _CLIP_2021.fullmatch(file)
+    if hidden:
+        return Domain(hidden[1]), Condition.UNKNOWN
     old = _CLIP_2020.fullmatch(file)
     return Domain.UNKNOWN, Condition(old[1]) if old else Condition.UNKNOWN
 
@@ -125,20 +227,29 @@ def read_truth(path: Path) -> dict[tuple[str, str], tuple[Domain, Condition]]:
     """The truth of an evaluation set.
 
     Either the organisers' folder, with `ground_truth_data/` and (since 2022) `ground_truth_domain/`, each
-    holding headerless `ground_truth_<machine>_section_00_test.csv` with rows `file,0|1`; or one CSV with the
-    columns `file,domain,label`, where `file` is `<machine>/…/name` or a column `machine` names the machine.
-    Rows of training clips do no harm. Raises `SubmissionError` where neither is found or a row cannot be
-    read.
+    holding headerless `ground_truth_<machine>_section_00_test.csv` with rows `file,0|1`; or the organisers' list
+    `eval_data_list_<year>.csv`, with the machine alone on a line and rows `hidden name,telling name` below it; or one
+    CSV with the columns `file,domain,label`, where `file` is `<machine>/…/name` or a column `machine` names the
+    machine. Rows of training clips do no harm. Raises `SubmissionError` where none is found or a row cannot be read.
     """
     if path.is_file():
-        return _truth_table(path)
+        return _renamed(path) if _is_list(path) else _truth_table(path)
     labels = path / "ground_truth_data"
     files = sorted((labels if labels.is_dir() else path).glob("ground_truth_*.csv"))
     if not files:
         tables = sorted(path.glob("truth.csv"))
         if tables:
             return _truth_table(tables[0])
-        raise SubmissionError(f"{path} holds neither truth.csv nor ground_truth_data/ground_truth_….csv")
+        lists = sorted(path.glob("eval_data_list*.csv"))
+        if len(lists) == 1:
+            return _renamed(lists[0])
+        if lists:
+            raise SubmissionError(
+                f"{path} holds {len(lists)} lists, such as {lists[0].name}; name the file of one year"
+            )
+        raise SubmissionError(
+            f"{path} holds neither truth.csv nor eval_data_list_….csv nor ground_truth_data/ground_truth_….csv"
+        )
     truth: dict[tuple[str, str], tuple[Domain, Condition]] = {}
     pattern = re.compile(r"ground_truth_(?P<machine>.+?)_section_\d{2}(?:_(?P<domain>source|target))?_test\.csv")
     for file in files:
@@ -152,6 +263,35 @@ def read_truth(path: Path) -> dict[tuple[str, str], tuple[Domain, Condition]]:
             if clip in domains:
                 domain = Domain.TARGET if domains[clip] else Domain.SOURCE
             truth[match["machine"], clip] = (domain, Condition.ANOMALY if label else Condition.NORMAL)
+    return truth
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file is the organisers' list: its first line is a machine alone."""
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        first = stream.readline().strip().rstrip(",")
+    return bool(first) and "," not in first
+
+
+def _renamed(path: Path) -> dict[tuple[str, str], tuple[Domain, Condition]]:
+    """The truth told by the names that the organisers gave their hidden clips back."""
+    truth: dict[tuple[str, str], tuple[Domain, Condition]] = {}
+    machine = ""
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SubmissionError(f"{path} cannot be read ({error})") from None
+    for line, row in enumerate(rows, start=1):
+        cells = [cell.strip() for cell in row if cell.strip()]
+        if len(cells) == 1:
+            machine = cells[0]
+        elif cells:
+            known = truth_of_name(cells[1])
+            if len(cells) != 2 or not machine or known[1] is Condition.UNKNOWN:
+                raise SubmissionError(f"{path}, line {line}: expected hidden name,telling name below a machine")
+            truth[machine, cells[0]] = known
+    if not truth:
+        raise SubmissionError(f"{path} names no clip; it needs rows hidden name,telling name below each machine")
     return truth
 
 

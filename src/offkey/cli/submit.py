@@ -1,0 +1,147 @@
+"""`offkey submit`: the challenge's files from evaluated detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offkey.cli.output import complain
+from offkey.types import OffkeyError
+
+if TYPE_CHECKING:
+    from offkey.detector import Detector
+    from offkey.evaluation.meta import MetaFacts
+
+MOST = 4
+"""How many submissions a team may hand in."""
+
+
+def submit(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN…", help="Evaluated detectors, or the folder of `offkey reproduce`."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the package (new).")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Label of a submission, NAME_INSTITUTE_task2_1; one a run, in order."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of a folder of `offkey reproduce`: the runs of this seed (default: the first).")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Data set to check against (default: the one evaluated).")
+    ] = None,
+    year: Annotated[int | None, typer.Option(help="Challenge whose names are used (default: the data set's).")] = None,
+) -> int:
+    """Write score and decision files, checked against the data set, and the meta file with every TODO to be filled."""
+    from offkey.evaluation.submission import check_label
+
+    models = [model for run in runs for model in _models(run, seed)]
+    if len(models) > MOST:
+        names = ", ".join(model.name for model in models)
+        raise OffkeyError(f"the challenge takes {MOST} submissions of a team, and these are {len(models)}: {names}")
+    labels = list(label or [f"TODO_TODO_task2_{number}" for number in range(1, len(models) + 1)])
+    if len(labels) != len(models):
+        raise OffkeyError(f"{len(models)} runs need as many labels, and {len(labels)} were given")
+    if len(set(labels)) != len(labels):
+        raise OffkeyError("two submissions have the same label; count them from 1 to 4")
+    for text in labels:
+        check_label(text)
+    for text in labels:
+        folder = out / "task2" / text
+        if folder.is_dir() and any(folder.iterdir()):
+            raise OffkeyError(f"{folder} is not empty; give another --out, so that no old file is handed in")
+    remarks = [
+        remark for model, text in zip(models, labels, strict=True) for remark in _one(model, out, text, source, year)
+    ]
+    for remark in dict.fromkeys(remarks):
+        complain(remark)
+    typer.echo(f"next: replace every TODO in {out / 'task2'}/*/*.meta.yaml, add the technical report, and zip task2/")
+    return 0
+
+
+def _models(run: Path, seed: int | None) -> Sequence[Path]:
+    """The detector itself, or those of one seed in a folder of `offkey reproduce`."""
+    from offkey.reproducing import PLAN, finished_runs
+
+    if not (run / PLAN).is_file():
+        return [run]
+    found = finished_runs(run)
+    if not found:
+        raise OffkeyError(f"{run} has no finished run yet; start `offkey reproduce` again")
+    chosen = found[0].seed if seed is None else seed
+    models = [entry.folder for entry in found if entry.seed == chosen]
+    if not models:
+        seeds = ", ".join(sorted({str(entry.seed) for entry in found}))
+        raise OffkeyError(f"{run} has no run with seed {chosen}; it has {seeds}")
+    return models
+
+
+def _one(model: Path, out: Path, label: str, source: Path | None, year: int | None) -> list[str]:
+    """Write one submission; what is to be said of it."""
+    from offkey.assessment import FOLDER, read_assessment
+    from offkey.data.source import open_source
+    from offkey.detector import Detector, machine_key
+    from offkey.evaluation.meta import meta_yaml
+    from offkey.evaluation.protocol import ScoredClip, choose_protocol
+    from offkey.evaluation.submission import check_scored, write_package
+    from offkey.types import Content
+
+    kept = read_assessment(model / FOLDER)
+    if kept.facts.get("failures"):
+        first = kept.facts["failures"][0]
+        raise OffkeyError(
+            f"{len(kept.facts['failures'])} test clips could not be scored, first {first[0]}: {first[1]}; the "
+            "challenge asks for a score for every clip"
+        )
+    data = open_source(source if source is not None else Path(kept.facts["source"]))
+    scored = [
+        ScoredClip(c.file, c.machine, c.section, c.domain, c.condition, c.score, c.is_anomalous) for c in kept.clips
+    ]
+    detector = Detector.load(model)
+    protocol = choose_protocol(year if year is not None else data.year, scored)
+    known = [c for c in data.test() if c.content is Content.MIXTURE]
+    wanted = [c for c in known if machine_key(c, detector.machines) is not None]
+    remarks = check_scored(scored, wanted, protocol)
+    without = sorted({clip.machine for clip in known} - {clip.machine for clip in wanted})
+    if without:
+        remarks.append(f"machines of the data set that {model} does not know are left out: {', '.join(without)}")
+    files = write_package(out, label, scored, meta_yaml(label, _facts(detector, kept.result)), protocol)
+    typer.echo(f"{label}: {len(scored)} clips of {len({c.machine for c in scored})} machines, {len(files)} files")
+    return remarks
+
+
+def _facts(detector: Detector, result: object) -> MetaFacts:
+    """What the detector's settings tell."""
+    from offkey.evaluation.meta import MetaFacts
+    from offkey.evaluation.result import Result
+
+    config = detector.config
+    trained = config.kind not in ("training-free", "auto")
+    features = ["log-mel energies"] if config.kind != "training-free" or "logmel" in str(config.scoring) else []
+    if trained and config.model.name != "dense-autoencoder":
+        features.append("raw waveform")
+    changes = config.augmentation
+    names = ("gain", "noise", "shift", "polarity", "mixup", "spec_augment")
+    external = []
+    if config.encoder.name != "none":
+        external.append(f"{config.encoder.name} {Path(str(config.encoder.weights or 'usual weights')).name}")
+    training = detector.facts.get("training") or {}
+    return MetaFacts(
+        system=config.system,
+        about=config.about,
+        rate_hz=config.audio.rate,
+        features=features,
+        augmentation=[name for name in names if trained and getattr(changes, name).enabled],
+        method=config.about,
+        subsystems=len(config.scoring.voters),
+        decision=f"{config.calibration.method} threshold, false-alarm rate {config.calibration.false_alarm_rate:g}",
+        parameters=int(training["parameters"]) if "parameters" in training else None,
+        external=external,
+        results=Result.from_dict(result) if isinstance(result, dict) else None,
+        notes=[f"offkey {detector.facts.get('offkey', '')}, seed {config.seed}"],
+    )

@@ -1,0 +1,220 @@
+"""What can be downloaded: the archives of DCASE Challenge Task 2, 2020 to 2026, and where the truth of the tests is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from offkey.types import OffkeyError
+
+__all__ = ["CATALOG", "PARTS", "Archive", "CatalogError", "Dataset", "Part", "TruthSource", "chosen", "dataset"]
+
+Part = Literal["dev", "additional", "eval"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""Development set; training clips of the evaluation machines ("additional training"); their test clips."""
+
+
+class CatalogError(OffkeyError):
+    """A data set, machine or part that nobody knows; the message names those that there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """One zip of a Zenodo record: clips of one machine. `md5` is known beforehand for some, None for the others."""
+
+    part: Part
+    machine: str
+    record: str
+    file: str
+    md5: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its machine's folder stands below the data set's: both halves of an evaluation machine share one."""
+        return f"{'dev' if self.part == 'dev' else 'eval'}_data/raw"
+
+
+@dataclass(frozen=True, slots=True)
+class TruthSource:
+    """Where the organisers publish the truth of an evaluation set.
+
+    A GitHub `repository` with `commit` (None: the one that is newest when first asked, which is then kept to), or a
+    `file` of a Zenodo `record`.
+    """
+
+    repository: str | None = None
+    commit: str | None = None
+    record: str | None = None
+    file: str | None = None
+
+    @property
+    def page(self) -> str:
+        """Address for people."""
+        if self.repository is not None:
+            return f"https://github.com/{self.repository}"
+        return f"https://zenodo.org/records/{self.record}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One year of the challenge."""
+
+    name: str
+    year: int
+    archives: tuple[Archive, ...]
+    truth: TruthSource
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder below the user's root, as the organisers' baseline has it."""
+        return f"{self.name}t2"
+
+    def machines(self, *parts: Part) -> tuple[str, ...]:
+        """Machines of these parts (none given: all), in the catalogue's order.
+
+        >>> CATALOG["dcase2025"].machines("dev")
+        ('ToyCar', 'ToyTrain', 'bearing', 'fan', 'gearbox', 'slider', 'valve')
+        """
+        return tuple(dict.fromkeys(a.machine for a in self.archives if a.part in (parts or PARTS)))
+
+
+# 2020 to 2022: names as the organisers' baseline downloads them. 2023 to 2026: records, names and checksums as that
+# baseline and the soundata project list them; those of the 2026 test clips as public systems of that year fetch them.
+_DEV = "ToyCar ToyTrain bearing fan gearbox slider valve"
+_2020 = "ToyCar ToyConveyor fan pump slider valve"
+_2021 = "ToyCar ToyTrain fan gearbox pump slider valve"
+_2023 = "bandsaw grinder shaker ToyDrone ToyNscale ToyTank Vacuum"
+_2024 = (  # a machine:revision, where its archive was replaced
+    "3DPrinter:_r2 AirCompressor Scanner ToyCircuit HoveringDrone HairDryer ToothBrush RoboticArm:_r2 BrushlessMotor"
+)
+_2025 = "ToyRCCar ToyPet HomeCamera AutoTrash Polisher ScrewFeeder BandSealer CoffeeGrinder"
+_2026 = "ToyDrone ToothBrush SewingMachine BlowerDustCollector Sander"
+_YEARS: dict[int, tuple[tuple[Part, str, str, str], ...]] = {
+    2020: (
+        ("dev", "3678171", "dev_data_{}.zip", _2020),
+        ("additional", "3727685", "eval_data_train_{}.zip", _2020),
+        ("eval", "3841772", "eval_data_test_{}.zip", _2020),
+    ),
+    2021: (
+        ("dev", "4562016", "dev_data_{}.zip", _2021),
+        ("additional", "4660992", "eval_data_{}_train.zip", _2021),
+        ("eval", "4884786", "eval_data_{}_test.zip", _2021),
+    ),
+    2022: (
+        ("dev", "6355122", "dev_{}.zip", _DEV),
+        ("additional", "6462969", "eval_data_{}_train.zip", _DEV),
+        ("eval", "6586456", "eval_data_{}_test.zip", _DEV),
+    ),
+    2023: (
+        ("dev", "7882613", "dev_{}.zip", _DEV),
+        ("additional", "7830345", "eval_data_{}_train.zip", _2023),
+        ("eval", "7860847", "eval_data_{}_test.zip", _2023),
+    ),
+    2024: (
+        ("dev", "10902294", "dev_{}.zip", _DEV),
+        ("additional", "11259435", "eval_data_{}_train.zip", _2024),
+        ("eval", "11363076", "eval_data_{}_test.zip", _2024.replace(":_r2", "")),
+    ),
+    2025: (
+        ("dev", "15097779", "dev_{}.zip", _DEV),
+        ("additional", "15392814", "eval_data_{}_train.zip", _2025),
+        ("eval", "15519362", "eval_data_{}_test.zip", _2025),
+    ),
+    2026: (
+        ("dev", "19336329", "dev_{}.zip", "ToyCar:_r2 ToyCarEmu bearingEmu fan gearboxEmu sliderEmu valveEmu"),
+        ("additional", "20151556", "eval_data_{}_train.zip", _2026),
+        ("eval", "20437238", "eval_data_{}_test.zip", _2026),
+    ),
+}
+
+_MD5 = {
+    "dev_bearing.zip": "8a813bc8d8f156b5395bfccdfac7673c",
+    "dev_fan.zip": "9348591e96fb0ad499a1e33b082562fc",
+    "dev_gearbox.zip": "b6e55f6a31faa0fc8569ec0afdd53ccf",
+    "dev_slider.zip": "b3f8dee36b4718c36d659a4fd1c4afe0",
+    "dev_ToyCar.zip": "4e3bf15f4101ed4ed4f1fecde2e2b2a3",
+    "dev_ToyTrain.zip": "6b02a6c65eebb3b8b1ae59a6b25bb897",
+    "dev_valve.zip": "b2051a2022eadb53cd97581120811cae",
+    "eval_data_bandsaw_train.zip": "9274dfe63de028743823f1123f8b4b47",
+    "eval_data_bandsaw_test.zip": "2a8e8f39f6584ab366a8f4da52d4d7a6",
+    "eval_data_grinder_train.zip": "17569c1f9df23621a0dbabc430684a35",
+    "eval_data_grinder_test.zip": "631b3e1608b6077772829a6e68c82c77",
+    "eval_data_shaker_train.zip": "35f821b5645b731fb5a1750e33b95fc3",
+    "eval_data_shaker_test.zip": "ba98c98caa96051ec80e24e44b8fca56",
+    "eval_data_ToyDrone_train.zip": "7fea367d1384a1521ae24f72203238de",
+    "eval_data_ToyDrone_test.zip": "fdae7b8d1f4cadb2bea88bc93e2367db",
+    "eval_data_ToyNscale_train.zip": "9332822f3e47afd984c01f2ecb5ca3af",
+    "eval_data_ToyNscale_test.zip": "62f5f5043d8fb3a305b1c2e1025872de",
+    "eval_data_ToyTank_train.zip": "b1fd3ab7de7561290df2d477de1c9d33",
+    "eval_data_ToyTank_test.zip": "f5639bf58c47169c622751f19c6fc321",
+    "eval_data_Vacuum_train.zip": "1c8de33d9a8c7850a1f7aaddb97d87be",
+    "eval_data_Vacuum_test.zip": "a32524fd8c45b574a560685b38acc4e1",
+}
+"""Checksums of 2023; for the other years they are read from the record when it is first asked."""
+
+_TRUTH = {
+    2020: TruthSource(record="3951620", file="eval_data_list.csv"),
+    2021: TruthSource("y-kawagu/dcase2021_task2_evaluator", "0c11634ba7259e4ae4a655646aebd6cd056cc523"),
+    2022: TruthSource("Kota-Dohi/dcase2022_evaluator", "9785ae5c63f6308c699b8b82cff3bfcd08667df3"),
+    2023: TruthSource("nttcslab/dcase2023_task2_evaluator", "c850537ff8e3b81ab09d90041279dbf86811738b"),
+    2024: TruthSource("nttcslab/dcase2024_task2_evaluator", "b5d17f63769bf4372a5412a7ede1f814c9590047"),
+    2025: TruthSource("nttcslab/dcase2025_task2_evaluator"),
+    2026: TruthSource("nttcslab/dcase2026_task2_evaluator", "f6a94a2b5e614a9626c9d1ccff6df0705e6aaa75"),
+}
+
+
+def _archives(year: int) -> Iterable[Archive]:
+    for part, record, pattern, machines in _YEARS[year]:
+        for word in machines.split():
+            machine, _, revision = word.partition(":")
+            file = pattern.format(machine).removesuffix(".zip") + f"{revision}.zip"
+            yield Archive(part, machine, record, file, _MD5.get(file) if year == 2023 else None)
+
+
+CATALOG = MappingProxyType(
+    {f"dcase{year}": Dataset(f"dcase{year}", year, tuple(_archives(year)), _TRUTH[year]) for year in _YEARS}
+)
+"""Data sets by name."""
+
+
+def dataset(name: str) -> Dataset:
+    """The data set called `name`: "dcase2025", "2025", "DCASE2025T2".
+
+    Raises CatalogError that names the nearest ones.
+
+    >>> dataset("DCASE2026T2").year
+    2026
+    """
+    asked = name.lower().removesuffix("t2").replace("-", "").replace("_", "")
+    asked = f"dcase{asked}" if asked.isdigit() else asked
+    if asked in CATALOG:
+        return CATALOG[asked]
+    raise CatalogError(f"no data set is called {name!r}; there are {', '.join(CATALOG)}")
+
+
+def chosen(year: Dataset, machines: Iterable[str] = (), parts: Iterable[str] = PARTS) -> tuple[Archive, ...]:
+    """The archives of these machines (none given: all) and parts, development set first.
+
+    Raises CatalogError for a part or machine that the year does not have.
+
+    >>> [archive.file for archive in chosen(dataset("2024"), ["3DPrinter"])]
+    ['eval_data_3DPrinter_train_r2.zip', 'eval_data_3DPrinter_test.zip']
+    """
+    wanted = set(parts)
+    if strange := sorted(wanted - set(PARTS)):
+        raise CatalogError(f"there is no part {strange[0]!r}; the parts are {', '.join(PARTS)}")
+    known = {machine.lower(): machine for machine in year.machines()}
+    asked = list(dict.fromkeys(machines))
+    for machine in asked:
+        if machine.lower() not in known:
+            near = [known[key] for key in difflib.get_close_matches(machine.lower(), known, n=2)]
+            advice = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known.values())}"
+            raise CatalogError(f"{year.name} has no machine {machine!r}; {advice}")
+    names = {known[machine.lower()] for machine in asked} or set(known.values())
+    found = tuple(a for a in year.archives if a.part in wanted and a.machine in names)
+    if not found:
+        raise CatalogError(f"{year.name} has nothing of {', '.join(sorted(names))} in {', '.join(sorted(wanted))}")
+    return found

@@ -1,0 +1,70 @@
+"""The catalogue holds what the facts list, and wrong names are told from right ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from offkey.data.catalog import CATALOG, PARTS, CatalogError, chosen, dataset
+
+
+def test_every_archive_of_the_facts_is_there_and_no_other(shared_data):
+    facts = json.loads((shared_data.parent / "facts" / "dcase_task2_files.json").read_text())
+    for year in ("2023", "2024", "2025", "2026"):
+        mine = {(a.record, a.file, a.md5) for a in CATALOG[f"dcase{year}"].archives}
+        listed = {(entry["record"], entry["file"], entry["md5"]) for entry in facts[year]}
+        assert listed <= mine
+        assert {record for record, _, _ in mine - listed} <= {facts["2026_eval_test_record"]}
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_year_is_consistent(name):
+    year = dataset(name)
+    assert year.folder == f"{name}t2"
+    files = Counter((a.record, a.file) for a in year.archives)
+    assert set(files.values()) == {1}
+    assert year.machines("additional") == year.machines("eval")
+    for part in PARTS:
+        mine = [a for a in year.archives if a.part == part]
+        assert len({a.record for a in mine}) == 1
+        assert len({a.machine for a in mine}) == len(mine) > 0
+    for archive in year.archives:
+        assert re.fullmatch(r"\d{7,8}", archive.record)
+        assert archive.machine in archive.file
+        assert archive.md5 is None or re.fullmatch(r"[0-9a-f]{32}", archive.md5)
+    assert year.truth.page.startswith("https://")
+    assert year.truth.commit is None or re.fullmatch(r"[0-9a-f]{40}", year.truth.commit)
+
+
+@pytest.mark.parametrize("name", ["dcase2025", "2025", "DCASE2025T2", "dcase_2025", "DCASE-2025"])
+def test_names_of_a_year(name):
+    assert dataset(name) is CATALOG["dcase2025"]
+
+
+def test_some_machines_and_parts():
+    year = CATALOG["dcase2025"]
+    assert [a.file for a in chosen(year, ["FAN", "ToyPet"], ["dev", "eval"])] == [
+        "dev_fan.zip",
+        "eval_data_ToyPet_test.zip",
+    ]
+    assert chosen(year) == year.archives
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: dataset("dcase2019"), ["dcase2019", "dcase2020"]),
+        (lambda: chosen(CATALOG["dcase2025"], ["gearbx"]), ["gearbx", "did you mean gearbox"]),
+        (lambda: chosen(CATALOG["dcase2025"], ["xyz"]), ["xyz", "ToyCar"]),
+        (lambda: chosen(CATALOG["dcase2025"], [], ["test"]), ["test", "dev, additional, eval"]),
+        (lambda: chosen(CATALOG["dcase2025"], ["fan"], ["eval"]), ["nothing of fan in eval"]),
+    ],
+)
+def test_wrong_names_are_told(ask, words):
+    with pytest.raises(CatalogError) as error:
+        ask()
+    for word in words:
+        assert word in str(error.value)
