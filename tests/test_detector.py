@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import offkey
-from offkey.detector import FORMAT, MANIFEST, Detector, DetectorError, machine_key
+from offkey.detector import FORMAT, Detector, DetectorError, machine_key
+from offkey.manifest import MANIFEST
 from offkey.types import ClipMeta, OffkeyError
 
 SYSTEM = "discriminative"

@@ -23,9 +23,10 @@ import offkey
 from offkey.cli.app import run
 from offkey.data.loader import Failure
 from offkey.data.source import Source, open_source
-from offkey.detector import MANIFEST, Detector, DetectorError
+from offkey.detector import Detector, DetectorError
 from offkey.files import sha256
 from offkey.fitting import FitError, fit
+from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
 from offkey.systems.config import load_preset
 from offkey.systems.settings import SettingsError

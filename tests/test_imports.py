@@ -19,6 +19,7 @@ SOURCE = Path(offkey.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "types": set(),
     "files": {"types"},
+    "manifest": {"types", "files"},
     "progress": {"types"},
     "audio": {"types"},
     "objectives": {"types"},
@@ -28,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"types", "audio", "files", "progress", "downloading"},
     "models": {"types", "audio", "encoders"},
     "training": {"types", "progress", "encoders", "models", "objectives", "data"},
-    "separation": {"types", "files", "progress", "audio", "data", "training", "models"},
+    "separation": {"types", "files", "manifest", "progress", "audio", "data", "training", "models"},
     "evaluation": {"types", "files", "scoring"},
 }
 ROOMS["systems"] = {

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,7 +40,8 @@ from offkey.explaining import (
     nearest_rows,
     ordinary,
 )
-from offkey.files import sha256, write_whole
+from offkey.files import write_whole
+from offkey.manifest import MANIFEST, Kind, ManifestError, read_manifest, write_manifest
 from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, blend, scorer_from_state
 from offkey.separation.front_end import FOLDER as FRONT_END
 from offkey.separation.front_end import FrontEnd
@@ -59,8 +60,14 @@ FORMAT = 1
 EXPLAINED_BY = 5
 """How many normal clips, those nearest to it, a clip is compared with when it is explained."""
 
-MANIFEST = "manifest.json"
-_ALWAYS = ("config.toml", "scorer.safetensors", "calibration.json", "CARD.md")
+KIND = Kind(
+    "detector",
+    FORMAT,
+    ("config.toml", "scorer.safetensors", "calibration.json", "CARD.md"),
+    "offkey fit SOURCE",
+    inner=(FRONT_END,),
+)
+"""What a folder of a detector holds, for its manifest."""
 
 
 class DetectorError(OffkeyError):
@@ -386,9 +393,7 @@ class Detector:
             "CARD.md": self.card(),
         }
         if self.networks:
-            encoder = encoder_of(
-                next(iter(self.networks.values()))
-            )  # a network a machine or one for all: same settings
+            encoder = encoder_of(next(iter(self.networks.values())))  # all have the same settings
             told = None if encoder is None else {"encoder": json.dumps(encoder.architecture)}
             contents["model.safetensors"] = torch_bytes(
                 {
@@ -404,8 +409,7 @@ class Detector:
         if self.front_end is not None:
             place = self.front_end.save(folder)
             names += sorted(path.relative_to(folder).as_posix() for path in place.iterdir() if path.is_file())
-        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
-        write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
+        write_manifest(folder, names, KIND)
         return folder
 
     @classmethod
@@ -419,7 +423,10 @@ class Detector:
         from safetensors.numpy import load_file
 
         folder = Path(folder)
-        files = _checked_manifest(folder)
+        try:
+            files = read_manifest(folder, KIND)
+        except ManifestError as error:
+            raise DetectorError(str(error)) from None
         try:
             config = validate(SystemConfig, read_toml(folder / "config.toml"), str(folder / "config.toml"))
             document = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
@@ -511,42 +518,3 @@ def _machine(
             frame_error=part("frame_error").get("usual"),
         ),
     )
-
-
-def _inside(name: str) -> bool:
-    """Whether a name in the manifest is a plain file of the folder, or of the front end's folder in it."""
-    parts = PurePosixPath(name).parts
-    plain = bool(parts) and "\\" not in name and all(part not in ("..", "/") for part in parts)
-    return plain and "/".join(parts) == name and (len(parts) == 1 or (len(parts) == 2 and parts[0] == FRONT_END))
-
-
-def _checked_manifest(folder: Path) -> Mapping[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        what = "is not a folder" if not folder.is_dir() else "holds no finished detector (no manifest.json)"
-        raise DetectorError(f"{folder} {what}; make one with `offkey fit SOURCE --out {folder}`")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, files = int(manifest["format"]), dict(manifest["files"])
-        told = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DetectorError(f"{path} is damaged ({error}); fit the detector again") from error
-    if version > FORMAT:
-        raise DetectorError(
-            f"{folder} was written by a newer offkey (format {version}, this one reads up to {FORMAT}); update offkey"
-        )
-    silent = [name for name in _ALWAYS if name not in told]
-    if silent:
-        raise DetectorError(f"{path} is damaged (it says nothing of {', '.join(silent)}); fit the detector again")
-    for name, (size, digest) in told.items():
-        file = folder / name
-        if not _inside(name):
-            raise DetectorError(f"{path} names a file outside its folder ({name!r}); it is not to be trusted")
-        if not file.is_file():
-            raise DetectorError(f"{file} is missing; copy the whole folder, or fit the detector again")
-        if file.stat().st_size != size or sha256(file) != digest:
-            raise DetectorError(
-                f"{file} is not the file that was saved (its hash differs): changed, or damaged on the way; "
-                "copy it again, or fit the detector again"
-            )
-    return told

@@ -27,8 +27,9 @@ from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, Failure, load_batches
 from offkey.data.source import Source, open_source
-from offkey.detector import MANIFEST, Detector, DetectorError, MachineDetector
+from offkey.detector import Detector, DetectorError, MachineDetector
 from offkey.explaining import Profile, ProfileBuilder
+from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
 from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, cross_fit
 from offkey.scoring.calibrate import clips_needed

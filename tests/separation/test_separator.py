@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offkey.manifest import MANIFEST
 from offkey.separation.config import LocoformerConfig, SeparatorConfig
-from offkey.separation.separator import FORMAT, MANIFEST, Separator, SeparatorError, add_up
+from offkey.separation.separator import FORMAT, Separator, SeparatorError, add_up
 
 NETWORK = LocoformerConfig(
     blocks=2, width=8, groups=2, heads=2, attention_width=8, hidden=(12, 12), frequency_stride=4, attention_frames=4

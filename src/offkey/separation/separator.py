@@ -14,9 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offkey.files import sha256, write_whole
+from offkey.files import write_whole
+from offkey.manifest import MANIFEST, Kind, ManifestError, read_manifest, write_manifest
 from offkey.separation.config import SeparatorConfig
 from offkey.separation.locoformer import Moments, TFLocoformer
 from offkey.types import Float, Int, OffkeyError
@@ -32,8 +32,7 @@ from offkey.types import Float, Int, OffkeyError
 __all__ = ["Separator", "SeparatorError", "add_up"]
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-_FILES = ("config.json", "model.safetensors")
+_KIND = Kind("separator", FORMAT, ("config.json", "model.safetensors"), "offkey fit-separator SOURCE")
 _QUIETEST = 1e-12  # level at which a clip counts as silence, of full scale
 _FADE_FRAMES = 8
 _INAUDIBLE = 1e-8  # power of a bin against 1 for levelled noise, below which nothing is made louder
@@ -272,8 +271,7 @@ class Separator(nn.Module):
         }
         for name, content in contents.items():
             write_whole(folder / name, content)
-        files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in contents}
-        write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, "files": files}, indent=1))
+        write_manifest(folder, contents, _KIND)
         return folder
 
     @classmethod
@@ -287,7 +285,10 @@ class Separator(nn.Module):
         from safetensors.torch import load_file
 
         folder = Path(folder)
-        _check_manifest(folder)
+        try:
+            read_manifest(folder, _KIND)
+        except ManifestError as error:
+            raise SeparatorError(str(error)) from None
         try:
             separator = cls(SeparatorConfig.model_validate_json((folder / "config.json").read_bytes()))
             separator.load_state_dict(load_file(folder / "model.safetensors"))
@@ -341,31 +342,3 @@ def _level(waveform: Tensor, count: Tensor | int) -> Tensor:
     """Root mean square (B,) over `count` samples of each clip; 0 for silence."""
     power = waveform.double().square().sum(1) / (count if isinstance(count, int) else count.clamp_min(1))
     return (power.clamp_min(_QUIETEST**2).sqrt() * (power > _QUIETEST**2)).float()  # the root has no slope at 0
-
-
-def _check_manifest(folder: Path) -> None:
-    path = folder / MANIFEST
-    if not path.is_file():
-        what = "is not a folder" if not folder.is_dir() else "holds no finished separator (no manifest.json)"
-        raise SeparatorError(f"{folder} {what}; make one with `offkey fit-separator SOURCE --out {folder}`")
-    try:
-        manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = int(manifest["format"])
-        told = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SeparatorError(f"{path} is damaged ({error}); fit the separator again") from error
-    if version > FORMAT:
-        raise SeparatorError(
-            f"{folder} was written by a newer offkey (format {version}, this one reads up to {FORMAT}); update offkey"
-        )
-    if set(told) != set(_FILES):
-        raise SeparatorError(f"{path} is damaged (it must tell of {' and '.join(_FILES)}); fit the separator again")
-    for name, (size, digest) in told.items():
-        file = folder / name
-        if not file.is_file():
-            raise SeparatorError(f"{file} is missing; copy the whole folder, or fit the separator again")
-        if file.stat().st_size != size or sha256(file) != digest:
-            raise SeparatorError(
-                f"{file} is not the file that was saved (its hash differs): changed, or damaged on the way; "
-                "copy it again, or fit the separator again"
-            )
