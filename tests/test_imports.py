@@ -42,7 +42,7 @@ ROOMS["card"] = {"objectives", "scoring", "detector"}  # the detector for an ann
 ROOMS["detector"] = BELOW - {"evaluation"}
 ROOMS["fitting"] = (BELOW | {"detector", "__init__"}) - {"evaluation", "card"}
 ROOMS["assessment"] = {"types", "files", "progress", "data", "detector", "evaluation"}
-ROOMS["benchmarking"] = {"types", "files", "progress", "assessment", "evaluation", "report"}
+ROOMS["benchmarking"] = {"types", "files", "progress", "assessment", "evaluation", "report", "__init__"}
 ROOMS["reproducing"] = {
     "types", "files", "progress", "data", "encoders", "systems", "downloading", "benchmarking", "assessment",
     "evaluation", "separation", "__init__"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import offkey
 from offkey.assessment import FOLDER
 from offkey.evaluation.result import Result
 from offkey.evaluation.tables import Run, Table, summarise
@@ -120,7 +121,8 @@ def write_tables(runs: Sequence[BenchmarkRun], out: Path) -> Table:
     write_whole(out / "table.md", table.to_markdown())
     write_whole(out / "table.csv", table.to_csv())
     protocol = runs[0].result.protocol
-    write_comparison(table, out / "table.html", protocol=protocol, seeds=sorted({run.seed for run in runs}))
+    seeds = sorted({run.seed for run in runs})
+    write_comparison(table, out / "table.html", protocol=protocol, seeds=seeds, version=offkey.__version__)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = runs[0].result.metrics

@@ -25,8 +25,8 @@ def page(tmp_path: Path) -> str:
             (Cell(0.7, None, (0.6, 0.8), 1), None, Cell(40.0, None, None, 1)),
         ),
     )
-    first = write_comparison(table, tmp_path / "a.html", protocol="dcase2025", seeds=[0, 1]).read_bytes()
-    assert first == write_comparison(table, tmp_path / "b.html", protocol="dcase2025", seeds=[0, 1]).read_bytes()
+    first = write_comparison(table, tmp_path / "a.html", protocol="dcase2025", seeds=[0, 1], version="0.1").read_bytes()
+    assert first == write_comparison(table, tmp_path / "b.html", protocol="dcase2025", seeds=[0, 1], version="0.1").read_bytes()
     return first.decode()
 
 

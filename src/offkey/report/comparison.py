@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from offkey.evaluation.tables import COSTS, Cell, Table
 from offkey.files import write_whole
+from offkey.report.frame import render_page
 
 __all__ = ["write_comparison"]
 
@@ -27,33 +23,22 @@ class Shown(NamedTuple):
     best: bool
 
 
-def write_comparison(table: Table, out: Path, *, protocol: str, seeds: Sequence[int]) -> Path:
+def write_comparison(table: Table, out: Path, *, protocol: str, seeds: Sequence[int], version: str) -> Path:
     """Write `table` to `out` and return its path; in percent, the best value of each column marked.
 
     Same table, same bytes. `protocol` names the rules of the official score, `seeds` are all that were run.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    files = resources.files("offkey.report")
-    script = files.joinpath("script.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
-        loader=PackageLoader("offkey", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     columns = list(zip(*table.cells, strict=True))
     shown = [_column(cells, metric) for cells, (_, metric) in zip(columns, table.columns, strict=True)]
-    page = environment.get_template("comparison.html").render(
+    page = render_page(
+        "comparison.html",
+        "Systems compared",
+        version,
+        {},
         header=table.header()[1:],
         rows=[(name, [column[row] for column in shown]) for row, name in enumerate(table.systems)],
         protocol=re.sub(r"^dcase(?=\d)", "DCASE ", protocol),
         seeds=", ".join(map(str, seeds)),
-        style=Markup(files.joinpath("style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
-        digest=digest,
     )
     return write_whole(out, page)
 

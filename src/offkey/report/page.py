@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
 
 from offkey.files import write_whole
 from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
@@ -26,6 +22,7 @@ from offkey.report.figures import (
     score_step,
     trend_figure,
 )
+from offkey.report.frame import render_page
 from offkey.report.projection import project
 from offkey.report.summary import probability, sentence, table, tidy, tiles
 from offkey.report.svg import number
@@ -110,11 +107,6 @@ def _view(machine: MachineReport, key: str, examples: Examples, most_rows: int) 
     )
 
 
-def _breakable(name: str) -> Markup:
-    """A file name that may be broken after its underscores and slashes."""
-    return Markup(re.sub(r"(?<=[_/])(?=[^_/])", "<wbr>", str(escape(name))))  # noqa: S704 - escaped first
-
-
 def _in_order(data: ReportData) -> dict[str, Any]:
     """What was measured, machines in the order of the page and others after them."""
     measured = tidy(data.result)["machines"]
@@ -144,23 +136,11 @@ def _plain(value: object) -> object:
 
 def render(data: ReportData, views: Sequence[View], media: Sequence[str]) -> str:
     """The page's text. `media` says what was done or left out to keep it small."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    files = resources.files("offkey.report")
-    style = files.joinpath("style.css").read_text(encoding="utf-8")
-    script = files.joinpath("script.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
-        loader=PackageLoader("offkey", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["score"] = number
-    environment.filters["breakable"] = _breakable
-    environment.filters["probability"] = probability
-    page = environment.get_template("template.html").render(
+    return render_page(
+        "template.html",
+        data.title,
+        data.version,
+        {"score": number, "probability": probability},
         data=data,
         views=views,
         tiles=tiles(data),
@@ -168,14 +148,9 @@ def render(data: ReportData, views: Sequence[View], media: Sequence[str]) -> str
         overview=overview_figure(_in_order(data), "overview"),
         media=media,
         numbers=json.dumps(_plain(data.result), indent=2, ensure_ascii=False) if data.result else "",
-        style=Markup(style),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
-        digest=digest,
         protocol=re.sub(r"^dcase(?=\d)", "DCASE ", str((data.result or {}).get("protocol") or "")),
         remarks=_remarks(data),
     )
-    # File names may hold control characters, which HTML forbids.
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", page)
 
 
 def write_report(

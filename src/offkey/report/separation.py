@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from offkey.files import write_whole
+from offkey.report.frame import render_page
 from offkey.report.sound import data_uri, encode_audio, picture, spectrogram, spectrogram_figure
 from offkey.types import OffkeyError
 
@@ -201,32 +198,7 @@ def _sounds(view: _View, small: bool) -> list[str]:
     return [data_uri(*encode_audio(part.samples, view.rate, view.doublings, small)) for part in view.parts]
 
 
-def _breakable(name: str) -> Markup:
-    """A file name that may be broken after its underscores and slashes."""
-    return Markup(re.sub(r"(?<=[_/])(?=[^_/])", "<wbr>", str(escape(name))))  # noqa: S704 - escaped first
-
-
-def _render(views: Sequence[_View], media: Sequence[str], told: Mapping[str, object]) -> bytes:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    files = resources.files("offkey.report")
-    style = files.joinpath("style.css").read_text(encoding="utf-8")
-    script = files.joinpath("script.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("offkey", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = _breakable
-    page = environment.get_template("separation.html").render(
-        views=views,
-        media=media,
-        style=Markup(style),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **told,
-    )
-    # File names may hold control characters, which HTML forbids, and bytes that are no text.
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", page).encode("utf-8", "backslashreplace")
+def _render(views: Sequence[_View], media: Sequence[str], told: Mapping[str, Any]) -> bytes:
+    # file names may hold bytes that are no text
+    page = render_page("separation.html", filters={}, views=views, media=media, **told)
+    return page.encode("utf-8", "backslashreplace")
