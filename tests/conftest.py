@@ -131,3 +131,22 @@ def copied(fitted: Callable[[str], Fitted], tmp_path: Path) -> Callable[[str], P
         return Path(shutil.copytree(fitted(system).folder, tmp_path / system))
 
     return copy
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Runs of the benchmark happen in this process (a process each takes seconds), and are noted."""
+    from offkey import benchmarking
+    from offkey.cli.app import run
+
+    noted: list[list[str]] = []
+
+    def here(arguments: list[str]) -> tuple[float, float]:
+        noted.append(arguments)
+        code = run(arguments)
+        if code not in (0, 1):
+            raise benchmarking.BenchmarkError(f"`offkey {arguments[0]}` ended with {code}")
+        return 0.25, 100.0
+
+    monkeypatch.setattr(benchmarking, "_command", here)
+    return noted

@@ -17,22 +17,6 @@ from offkey.evaluation.result import Result
 from offkey.progress import Quiet
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Runs of the benchmark happen in this process (a process each takes seconds), and are noted."""
-    noted: list[list[str]] = []
-
-    def here(arguments: list[str]) -> tuple[float, float]:
-        noted.append(arguments)
-        code = run(arguments)
-        if code not in (0, 1):
-            raise BenchmarkError(f"`offkey {arguments[0]}` ended with {code}")
-        return 0.25, 100.0
-
-    monkeypatch.setattr(room, "_command", here)
-    return noted
-
-
 def bench(
     source: Path, out: Path, systems: list[str], seeds: list[int], **keywords: Any
 ) -> tuple[list[Any], list[str]]:

@@ -26,7 +26,10 @@ def page(tmp_path: Path) -> str:
         ),
     )
     first = write_comparison(table, tmp_path / "a.html", protocol="dcase2025", seeds=[0, 1], version="0.1").read_bytes()
-    assert first == write_comparison(table, tmp_path / "b.html", protocol="dcase2025", seeds=[0, 1], version="0.1").read_bytes()
+    assert (
+        first
+        == write_comparison(table, tmp_path / "b.html", protocol="dcase2025", seeds=[0, 1], version="0.1").read_bytes()
+    )
     return first.decode()
 
 

@@ -8,50 +8,18 @@ import hashlib
 import io
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from tests.report.outline import Outline
 
 from offkey.report.separation import SeparatedClip, write_separation_report
 from offkey.types import OffkeyError
 
 RATE = 16000
-VOID = {"meta", "link", "br", "hr", "img", "input", "wbr", "source"}
 NASTY = "<script>alert('x')</script>&\"__"
-
-
-class Outline(HTMLParser):
-    """The tags and the text of a page; complains of tags that do not close in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not (self.open and self.open[-1] in ("style", "script")):
-            self.text += data
-
-    def all(self, name: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag == name]
 
 
 def make_clip(file: str = "fan/a.wav", front: float = 0.02, back: float = 0.04, seconds: float = 1.0) -> SeparatedClip:

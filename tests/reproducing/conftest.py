@@ -8,29 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import offkey.benchmarking as benchmarking
-from offkey.benchmarking import BenchmarkError, Contestant
-from offkey.cli.app import run
+from offkey.benchmarking import Contestant
 from offkey.progress import Quiet
 from offkey.reproducing import Plan, Work, experiment
 
 SMALL = "training.epochs=1"
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """`offkey fit` and `evaluate` happen in this process (a process each takes seconds), and are noted."""
-    noted: list[list[str]] = []
-
-    def here(arguments: list[str]) -> tuple[float, float]:
-        noted.append(arguments)
-        code = run(arguments)
-        if code not in (0, 1):
-            raise BenchmarkError(f"`offkey {arguments[0]}` ended with {code}")
-        return 0.25, 100.0
-
-    monkeypatch.setattr(benchmarking, "_command", here)
-    return noted
 
 
 @pytest.fixture(scope="session")

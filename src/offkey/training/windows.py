@@ -176,7 +176,27 @@ class _Sheets:
         return np.memmap(self.folder / f"{name}.bin", dtype, "r", shape=shape)
 
 
-class WindowBatches:
+class _Windows:
+    """Windows of `width` frames, told by the number of their first frame among the frames of all clips."""
+
+    def __init__(self, clips: ClipRow, width: int, kernel: int, batch_size: int, seed: int) -> None:
+        self.clips = clips
+        self.width = width
+        self.kernel = kernel
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def load(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Copy the windows of these numbers, a batch at a time; see `ClipRow.copy`."""
+        for numbers in order:
+            yield self.clips.copy(numbers, self.width, self.kernel)
+
+    def _in_order(self, numbers: NDArray[np.int64]) -> BatchPlan:
+        listed, size = numbers.tolist(), self.batch_size
+        return BatchPlan([listed[at : at + size] for at in range(0, len(listed), size)], self.load)
+
+
+class WindowBatches(_Windows):
     """Epochs of windows of `window` frames, and batches of them for a model that takes `Batch.features`.
 
     A clip of F frames gives F / window windows an epoch, rounded up, spread over the clip and begun anew at random in
@@ -188,12 +208,8 @@ class WindowBatches:
     def __init__(
         self, clips: ClipRow, window: int, kernel: int, batch_size: int, target_share: float = 0.25, seed: int = 0
     ) -> None:
-        self.clips = clips
-        self.window = window
-        self.kernel = kernel
-        self.batch_size = batch_size
+        super().__init__(clips, window, kernel, batch_size, seed)
         self.target_share = target_share
-        self.seed = seed
         frames = clips.frames
         self._last_start = np.maximum(frames - window, 0)
         self._first_frame = clips.first_frame
@@ -219,18 +235,11 @@ class WindowBatches:
 
     def cover(self) -> BatchPlan:
         """Every frame of every clip, clip by clip, in the windows that scoring looks at: for the held-out loss."""
-        windows = cover(torch.from_numpy(self.clips.frames), self.window)
-        numbers = (self._first_frame[windows.clip.numpy()] + windows.start.numpy()).tolist()
-        size = self.batch_size
-        return BatchPlan([numbers[at : at + size] for at in range(0, len(numbers), size)], self.load)
-
-    def load(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Copy the windows of these numbers, a batch at a time; see `ClipRow.copy`."""
-        for numbers in order:
-            yield self.clips.copy(numbers, self.window, self.kernel)
+        windows = cover(torch.from_numpy(self.clips.frames), self.width)
+        return self._in_order(self._first_frame[windows.clip.numpy()] + windows.start.numpy())
 
 
-class EveryWindow:
+class EveryWindow(_Windows):
     """Every window of `width` neighbouring frames once an epoch, in random order: how the DCASE baseline learns.
 
     A clip of F frames has F - width + 1 windows, at least one. `held_out_share` of all windows, rounded up, is drawn at
@@ -248,11 +257,7 @@ class EveryWindow:
         seed: int = 0,
         held_out_share: float = 0.0,
     ) -> None:
-        self.clips = clips
-        self.width = width
-        self.kernel = kernel
-        self.batch_size = batch_size
-        self.seed = seed
+        super().__init__(clips, width, kernel, batch_size, seed)
         counts = np.maximum(clips.frames - width + 1, 1)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         numbers = np.repeat(clips.first_frame, counts) + within
@@ -275,12 +280,3 @@ class EveryWindow:
     def in_order(self) -> BatchPlan:
         """The windows to learn from, in the order of the clips."""
         return self._in_order(self.learnt)
-
-    def _in_order(self, numbers: NDArray[np.int64]) -> BatchPlan:
-        listed, size = numbers.tolist(), self.batch_size
-        return BatchPlan([listed[at : at + size] for at in range(0, len(listed), size)], self.load)
-
-    def load(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
-        """Copy the windows of these numbers, a batch at a time; see `ClipRow.copy`."""
-        for numbers in order:
-            yield self.clips.copy(numbers, self.width, self.kernel)
