@@ -156,8 +156,9 @@ def _tell(plan: Plan, as_json: bool) -> int:
     """The plan with its estimates; nothing is written."""
     from offkey.encoders import encoder_class
     from offkey.encoders.weights import WeightsError, find
+    from offkey.reproducing.clips import lacking
     from offkey.reproducing.plan import COSTS, count, estimate, find_clips
-    from offkey.reproducing.stages import STAGES, lacking
+    from offkey.reproducing.stages import STAGES
 
     clips = find_clips(plan)
     missing = lacking(plan, clips)

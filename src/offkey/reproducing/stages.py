@@ -20,18 +20,11 @@ import csv
 import hashlib
 import io
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import offkey
 from offkey.assessment import COLUMNS, FOLDER
 from offkey.benchmarking import Contestant, benchmark
 from offkey.data.truth import find_truth
@@ -44,13 +37,15 @@ from offkey.evaluation.submission import Truth, read_truth
 from offkey.evaluation.tables import Run
 from offkey.files import sha256, write_whole
 from offkey.progress import Progress
-from offkey.reproducing.plan import Plan, ReproduceError, find_clips, mixtures
+from offkey.reproducing.clips import lacking, lay_out, read_listing
+from offkey.reproducing.plan import Plan, ReproduceError, find_clips
+from offkey.reproducing.provenance import commit, hardware, versions
 from offkey.reproducing.tables import Comparison, compare, remarks_of
 from offkey.separation.fitting import fit_separator
 from offkey.separation.recipe import SeparationRecipe
-from offkey.types import ClipMeta, Condition, Domain, Split
+from offkey.types import Condition, Domain
 
-__all__ = ["PLAN", "STAGES", "Fetch", "FinishedRun", "Stage", "Work", "finished_runs", "lacking", "reproduce"]
+__all__ = ["PLAN", "STAGES", "Fetch", "FinishedRun", "Stage", "Work", "finished_runs", "reproduce"]
 
 PLAN = "plan.json"
 RUNS = "runs"
@@ -189,7 +184,7 @@ def _data(work: Work) -> Facts:
         )
     listing = work.path("data", "files.csv")
     sizes = {str(clip.path.relative_to(plan.root)): clip.path.stat().st_size for clip in clips}
-    rows = _listed(listing)
+    rows = read_listing(listing)
     old = {name: size for name, (size, _) in rows.items()}
     changed = sorted(name for name in old.keys() & sizes.keys() if old[name] != sizes[name])
     gone = sorted(old.keys() - sizes.keys())
@@ -211,58 +206,10 @@ def _data(work: Work) -> Facts:
         writer.writerows((name, *rows[name]) for name in sorted(rows))
         write_whole(listing, text.getvalue())
     judged = set(plan.judged)
-    _lay_out(work.path("data", "own"), [clip for clip in clips if clip.machine in judged])
+    lay_out(work.path("data", "own"), [clip for clip in clips if clip.machine in judged])
     if plan.additional:
-        _lay_out(work.path("data", "joined"), clips)
+        lay_out(work.path("data", "joined"), clips)
     return {"files": len(sizes), "bytes": sum(sizes.values()), "list_sha256": sha256(listing)}
-
-
-def lacking(plan: Plan, clips: Sequence[ClipMeta]) -> list[str]:
-    """Sentences on what the plan needs and the clips do not hold."""
-    found = []
-    train = {clip.machine for clip in mixtures(clips, Split.TRAIN)}
-    tests: dict[str, list[ClipMeta]] = {}
-    for clip in mixtures(clips, Split.TEST):
-        tests.setdefault(clip.machine, []).append(clip)
-    for machine in plan.judged:
-        if machine not in train:
-            found.append(f"{machine} has no training clips")
-        if machine not in tests:
-            found.append(f"{machine} has no test clips")
-    if plan.additional and not train & set(plan.experiment.others):
-        found.append("there are no training clips of the year's other machines, which --additional asks for")
-    if not found and plan.experiment.part == "dev":
-        for machine, own in sorted(tests.items()):
-            kinds = {clip.condition for clip in own}
-            if not {Condition.NORMAL, Condition.ANOMALY} <= kinds:
-                found.append(f"{machine} has test clips of one condition only ({', '.join(sorted(kinds))})")
-    return found
-
-
-def _listed(path: Path) -> dict[str, tuple[int, str]]:
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["file"]: (int(row["bytes"]), row["sha256"]) for row in csv.DictReader(file)}
-
-
-def _lay_out(view: Path, clips: Sequence[ClipMeta]) -> None:
-    """Make `view` a data set of links to these clips and the attribute tables beside them; whole or not at all."""
-    wanted = {f"{clip.machine}/{clip.split}/{clip.path.name}": clip.path.absolute() for clip in clips}
-    homes = {(clip.machine, clip.path.parent) for clip in clips}
-    for machine, folder in homes:
-        home = folder if folder.name == machine else folder.parent
-        wanted |= {f"{machine}/{table.name}": table.absolute() for table in home.glob("attribute*.csv")}
-    if view.is_dir() and {str(p.relative_to(view)) for p in view.glob("*/**/*") if p.is_symlink()} == wanted.keys():
-        return
-    part = view.with_name(f".{view.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for name, target in wanted.items():
-        place = part / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(target)
-    shutil.rmtree(view, ignore_errors=True)
-    part.replace(view)
 
 
 # ---- weights, separator
@@ -445,44 +392,12 @@ def _audit(work: Work) -> Facts:
         "settings": work.settings(),
         "stages": {name: found for name, found in work.facts.items() if name != "audit"},
         "runs": runs,
-        "versions": _versions(),
-        "commit": _commit(),
-        "hardware": _hardware(),
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": hardware(),
     }
     _write_json(work.path("audit.json"), facts)
     return {"file": "audit.json"}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "offkey": offkey.__version__}
-    for name in ("torch", "numpy", "scipy", "scikit-learn", "soundfile", "soxr", "safetensors"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of the working copy that offkey runs from, with `+` where files differ from it; None elsewhere."""
-    copy = Path(offkey.__file__).resolve().parents[2]
-    git = shutil.which("git")
-    if git is None or not (copy / ".git").exists():
-        return None
-    said = [
-        subprocess.run([git, "-C", str(copy), *words], capture_output=True, text=True, check=False)  # noqa: S603
-        for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-    ]
-    if any(done.returncode for done in said):
-        return None
-    return said[0].stdout.strip() + ("+" if said[1].stdout.strip() else "")
-
-
-def _hardware() -> Facts:
-    import torch
-
-    cards = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "processors": os.cpu_count(), "gpus": cards, "executable": sys.executable}
 
 
 def _read_json(path: Path) -> Facts:
