@@ -18,6 +18,7 @@ from offkey.fitting import fit
 from offkey.systems.config import SystemConfig, load_preset
 from offkey.systems.settings import SettingsError
 from offkey.training import loop
+from offkey.training.checkpoint import CheckpointError
 
 CLIPS = 44
 
@@ -88,6 +89,8 @@ def test_a_killed_run_ends_with_the_same_weights(
         patch.setattr(loop._Run, "_optimise", stumbles)
         with pytest.raises(KeyboardInterrupt):
             weights("killed")
+    with pytest.raises(CheckpointError, match="data"):  # what is learnt must not change on the way
+        fit(small_set, system, out=tmp_path / "killed", overrides=[*overrides, "mel.f_min=50"], machines=["fan"])
     again = weights("killed")
     assert calm.keys() == again.keys()
     assert all(torch.equal(calm[name], again[name]) for name in calm)

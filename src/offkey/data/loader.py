@@ -39,6 +39,10 @@ class Failure(NamedTuple):
 class FrontEnd(Protocol):
     """Stands between a recording and everything that hears it, such as `offkey.separation.front_end.FrontEnd`."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Stands for what is done to a clip."""
+
     def read(self, path: Path, config: AudioConfig, cache: ArrayCache | None = None) -> NDArray[np.float32]:
         """(T,) float32 of a file at the configured rate and level; raises `AudioError` as `read_clip` does."""
 

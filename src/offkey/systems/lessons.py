@@ -32,6 +32,7 @@ SMALLEST_CLASS = 4
 
 _MOST_SHARE = 0.25  # of a machine's clips that the threshold may ask for
 _HELD_OUT = 12  # purpose of random numbers, apart from those of training/
+_DECISIVE = {"audio", "mel", "labels", "encoder", "model", "objective", "augmentation"}
 _PASS = 16  # clips at once where nothing is learnt
 
 
@@ -103,11 +104,16 @@ class Lessons:
         return Remix(self.config.augmentation.remix, self.learning, self.stems, self.supplemental)
 
     def fingerprint(self, published: str = "") -> str:
-        """A hash of the clips and of the encoder with its weights: another run with it learns from the same."""
+        """A hash of all that decides what is learnt, beside `training`: another run with it learns the same.
+
+        Clips, settings, the encoder's `published` weights, and separators.
+        """
         heard = [f"{clip.machine} {clip.path.name}" for clip in self.clips]
-        told = [self.config.encoder.model_dump_json(), published]
+        told = [self.config.model_dump_json(include=_DECISIVE), published]
         if self.config.augmentation.remix.enabled and self.stems is not None:
-            told += [self.config.augmentation.remix.model_dump_json(), self.stems.fingerprint]
+            told.append(self.stems.fingerprint)
+        if self.reader.front_end is not None:
+            told.append(self.reader.front_end.fingerprint)
         return hashlib.sha256("\n".join([*heard, *told]).encode()).hexdigest()
 
     def outcome(self, network: nn.Module, learnt: int, classes: Sequence[str], told: Mapping[str, Any]) -> Outcome:
