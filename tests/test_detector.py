@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 import offkey
-from offkey.detector import FORMAT, Detector, DetectorError, machine_key
+import offkey.keeping
+from offkey.detector import Detector, DetectorError, machine_key
+from offkey.keeping import FORMAT
 from offkey.manifest import MANIFEST
 from offkey.types import ClipMeta, OffkeyError
 
@@ -169,7 +171,7 @@ def test_a_save_that_is_broken_off_leaves_no_manifest(
     folder = copied(SYSTEM)
     detector = offkey.load(folder)
     written: list[Path] = []
-    real = sys.modules["offkey.detector"].write_whole
+    real = sys.modules["offkey.keeping"].write_whole
 
     def write(path: Path, content: bytes | str) -> Path:
         if len(written) == stop:
@@ -177,7 +179,7 @@ def test_a_save_that_is_broken_off_leaves_no_manifest(
         written.append(path)
         return real(path, content)
 
-    monkeypatch.setattr("offkey.detector.write_whole", write)
+    monkeypatch.setattr("offkey.keeping.write_whole", write)
     with pytest.raises(OSError, match="No space left"):
         detector.save(folder)
     assert not (folder / MANIFEST).exists()
@@ -193,14 +195,14 @@ def test_a_save_that_is_killed_leaves_no_manifest(copied: Callable[[str], Path])
     code = textwrap.dedent(
         """
         import os, signal, sys
-        import offkey, offkey.detector
-        real = offkey.detector.write_whole
+        import offkey, offkey.keeping
+        real = offkey.keeping.write_whole
         def write(path, content):
             if path.name == "calibration.json":
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(path, content)
         detector = offkey.load(sys.argv[1])
-        offkey.detector.write_whole = write
+        offkey.keeping.write_whole = write
         detector.save(sys.argv[1])
         """
     )

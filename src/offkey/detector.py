@@ -1,21 +1,7 @@
-"""The saved artefact: a model, the normal clips it was shown, scorers, and a calibration, a machine each.
-
-A detector on disk is a folder:
-
-    config.toml           the settings it was fitted with (resolved: `auto` has chosen)
-    model.safetensors     weights of the network (absent where nothing is trained)
-    scorer.safetensors    a machine each: what its scorers learnt, and the embeddings of its reference clips
-    calibration.json      a machine each: cross-fitted scores of normal clips, names of the reference clips
-    CARD.md               what a person should know of it
-    front_end/            the separator that every clip goes through first (absent without one)
-    manifest.json         format number, and size and sha256 of every other file
-
-Nothing in it can run code, and a file that does not agree with the manifest is refused.
-"""
+"""The saved artefact: a model, the normal clips it was shown, scorers, and a calibration, a machine each."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,20 +20,15 @@ from offkey.explaining import (
     Explanation,
     Ordinary,
     Profile,
-    Spectra,
     contributions,
     explain_waveform,
     nearest_rows,
     ordinary,
 )
-from offkey.files import write_whole
-from offkey.manifest import MANIFEST, Kind, ManifestError, read_manifest, write_manifest
-from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, blend, scorer_from_state
-from offkey.separation.front_end import FOLDER as FRONT_END
+from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, blend
 from offkey.separation.front_end import FrontEnd
 from offkey.separation.stems import STEMS_BYTES
 from offkey.systems.config import SystemConfig, ViewScorer
-from offkey.systems.settings import read_toml, to_toml, validate
 from offkey.types import Batch, Clip, ClipMeta, OffkeyError, Verdict
 from offkey.views import SHARED, Seen, ViewError, Views
 
@@ -56,18 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Detector", "DetectorError", "FileVerdict", "MachineDetector", "machine_key"]
 
-FORMAT = 1
 EXPLAINED_BY = 5
 """How many normal clips, those nearest to it, a clip is compared with when it is explained."""
-
-KIND = Kind(
-    "detector",
-    FORMAT,
-    ("config.toml", "scorer.safetensors", "calibration.json", "CARD.md"),
-    "offkey fit SOURCE",
-    inner=(FRONT_END,),
-)
-"""What a folder of a detector holds, for its manifest."""
 
 
 class DetectorError(OffkeyError):
@@ -349,68 +320,9 @@ class Detector:
 
     def save(self, folder: str | Path) -> Path:
         """Write the detector into `folder` (made if missing); the manifest comes last, so a kill leaves no half one."""
-        from safetensors.numpy import save as numpy_bytes
-        from safetensors.torch import save as torch_bytes
+        from offkey.keeping import save_detector
 
-        from offkey.systems.network import encoder_of
-
-        folder = Path(folder)
-        arrays: dict[str, NDArray[Any]] = {}
-        calibration: dict[str, Any] = {}
-        for name, known in self.machines.items():
-            for number, scorer in enumerate(known.scorers):
-                arrays |= {f"{name}|scorer{number}|{key}": value for key, value in scorer.state().items()}
-            for number, to in enumerate(known.quantiles):
-                arrays[f"{name}|quantile{number}|knots"] = to.knots
-                arrays[f"{name}|quantile{number}|quantiles"] = to.quantiles
-                arrays[f"{name}|quantile{number}|slope"] = np.array([to.slope])
-            arrays |= {f"{name}|reference|{view}": array for view, array in known.embeddings.items()}
-            arrays |= {f"{name}|profile|mean": known.profile.mean, f"{name}|profile|spread": known.profile.spread}
-            spectra = known.profile.spectra
-            if spectra is not None:
-                arrays[f"{name}|spectra|levels"] = spectra.levels
-                arrays[f"{name}|spectra|seconds"] = spectra.seconds
-                arrays[f"{name}|spectra|fluctuation"] = spectra.fluctuation
-            if known.profile.frame_error is not None:
-                arrays[f"{name}|frame_error|usual"] = known.profile.frame_error
-            calibration[name] = {
-                "calibration": known.calibration.to_dict(),
-                "clips": list(known.clips),
-                "domains": list(known.domains),
-                "identities": list(known.identities),
-            }
-        document = {
-            "machines": calibration,
-            "labels": self.labels.to_dict() if self.labels else None,
-            "reasons": list(self.reasons),
-            "facts": self.facts,
-        }
-        (folder / MANIFEST).unlink(missing_ok=True)
-        contents: dict[str, bytes | str] = {
-            "config.toml": to_toml(self.config),
-            "scorer.safetensors": numpy_bytes({key: np.ascontiguousarray(value) for key, value in arrays.items()}),
-            "calibration.json": json.dumps(document, indent=1, ensure_ascii=False),
-            "CARD.md": self.card(),
-        }
-        if self.networks:
-            encoder = encoder_of(next(iter(self.networks.values())))  # all have the same settings
-            told = None if encoder is None else {"encoder": json.dumps(encoder.architecture)}
-            contents["model.safetensors"] = torch_bytes(
-                {
-                    (key if name == SHARED else f"{name}|{key}"): value.contiguous()
-                    for name, network in self.networks.items()
-                    for key, value in network.state_dict().items()
-                },
-                told,
-            )
-        for name, content in contents.items():
-            write_whole(folder / name, content)
-        names = list(contents)
-        if self.front_end is not None:
-            place = self.front_end.save(folder)
-            names += sorted(path.relative_to(folder).as_posix() for path in place.iterdir() if path.is_file())
-        write_manifest(folder, names, KIND)
-        return folder
+        return save_detector(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Detector:
@@ -419,59 +331,15 @@ class Detector:
         Raises DetectorError where the folder holds none, a file is missing, was changed or is damaged, or the format is
         newer than this offkey reads.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from offkey.keeping import load_detector
 
-        folder = Path(folder)
-        try:
-            files = read_manifest(folder, KIND)
-        except ManifestError as error:
-            raise DetectorError(str(error)) from None
-        try:
-            config = validate(SystemConfig, read_toml(folder / "config.toml"), str(folder / "config.toml"))
-            document = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
-            arrays = load_file(folder / "scorer.safetensors")
-            labels = LabelSpace.from_dict(document["labels"]) if document["labels"] else None
-            networks = {}
-            if "model.safetensors" in files:
-                networks = _networks(folder / "model.safetensors", config, list(document["machines"]))
-            front_end = None
-            if config.separation.front_end:
-                front_end = FrontEnd.load(folder / FRONT_END, config.separation.keep)
-            machines = {name: _machine(name, entry, arrays, config) for name, entry in document["machines"].items()}
-        except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError, OSError) as error:
-            raise DetectorError(f"{folder}: the detector is damaged ({error}); fit it again") from error
-        return cls(config, machines, networks, labels, tuple(document["reasons"]), document["facts"], front_end)
+        return load_detector(Path(folder))
 
     def card(self) -> str:
         """CARD.md: what a person should know before trusting this detector."""
         from offkey.card import write_card
 
         return write_card(self)
-
-
-def _networks(file: Path, config: SystemConfig, machines: Sequence[str]) -> dict[str, Network]:
-    """The trained networks; the file tells what their encoder looks like."""
-    from safetensors import safe_open
-
-    from offkey.encoders import build_encoder
-    from offkey.systems.network import build_network
-
-    with safe_open(file, framework="pt") as opened:
-        told = opened.metadata() or {}
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    networks: dict[str, Network] = {}
-    for name in [SHARED] if config.networks == "shared" else machines:
-        prefix = "" if name == SHARED else f"{name}|"
-        encoder = config.encoder.name
-        network = build_network(
-            config, None if encoder == "none" else build_encoder(encoder, json.loads(told["encoder"]))
-        )
-        network.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        )
-        networks[name] = network.eval().requires_grad_(False)
-    return networks
 
 
 def _single(waveform: NDArray[np.float32]) -> Batch:
@@ -487,34 +355,3 @@ def _meta(path: str | Path | ClipMeta) -> ClipMeta:
     path = Path(path)
     name = parse_name(path.name)
     return ClipMeta(path, machine=path.absolute().parent.name, section=name.section if name else "00")
-
-
-def _machine(
-    name: str, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], config: SystemConfig
-) -> MachineDetector:
-    def part(what: str) -> dict[str, NDArray[Any]]:
-        prefix = f"{name}|{what}|"
-        return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-
-    def quantile(number: int) -> NormalQuantile:
-        state = part(f"quantile{number}")
-        return NormalQuantile(state["knots"], state["quantiles"], float(state["slope"][0]))
-
-    count = len(config.scoring.scorers)
-    blended = len(config.scoring.voters) > 1
-    return MachineDetector(
-        name=name,
-        clips=tuple(entry["clips"]),
-        domains=tuple(entry["domains"]),
-        identities=tuple(entry["identities"]),
-        embeddings=part("reference"),
-        scorers=tuple(scorer_from_state(part(f"scorer{number}")) for number in range(count)),
-        quantiles=tuple(quantile(number) for number in range(count)) if blended else (),
-        calibration=Calibration.from_dict(entry["calibration"]),
-        # offkey 0.1 kept the profile alone
-        profile=Profile(
-            **part("profile"),
-            spectra=Spectra(**part("spectra")) if part("spectra") else None,
-            frame_error=part("frame_error").get("usual"),
-        ),
-    )
