@@ -98,7 +98,10 @@ def quick_of(small_beats: Path) -> Callable[[str], tuple[str, ...]]:
     from offkey.systems.config import load_preset
 
     def overrides(system: str) -> tuple[str, ...]:
-        rebuilds = load_preset(system).kind == "reconstructive"
+        preset = load_preset(system)
+        if preset.model.name == "retrieval":  # nothing is trained
+            return (f"encoder.weights={small_beats}",)
+        rebuilds = preset.kind == "reconstructive"
         return (*(QUICK_AUTOENCODER if rebuilds else QUICK), f"encoder.weights={small_beats}")
 
     return overrides

@@ -69,6 +69,17 @@ def write_card(detector: Detector) -> str:
                 f"Pretrained encoder: {encoder['name']}, weights {encoder['published']}; of it learnt: {learnt}.",
                 "",
             ]
+    listens = facts.get("encoder")
+    if listens:
+        bands = "each frequency band by itself" if listens["bands"] == "kept" else "over all frequency bands"
+        lines += [
+            "## Network",
+            "",
+            f"Nothing was trained. A frozen encoder listens: {listens['name']}, weights {listens['published']}; layers "
+            f"{', '.join(map(str, listens['layers']))}, pooled over time by {listens['pooling']}, {bands}: "
+            f"{listens['embedding']:,} numbers a clip, which are compared with those of the normal clips.",
+            "",
+        ]
     lines += [
         "## Alarms",
         "",

@@ -41,6 +41,7 @@ from offkey.systems.discriminative import train_discriminative
 from offkey.systems.lessons import Lessons, Outcome, label_clips
 from offkey.systems.network import check_encoder
 from offkey.systems.reconstructive import train_reconstructive
+from offkey.systems.retrieval import encoder_facts, frozen_network, settle_parts
 from offkey.training.distributed import leads
 from offkey.types import ClipMeta, Condition, Content, OffkeyError, Split
 from offkey.views import SHARED, Views
@@ -131,10 +132,15 @@ def fit(
                 extra,
             )
             outcomes = _train(plan, folder / "training", progress)
+        networks: dict[str, Any] = {name: outcome.network for name, outcome in outcomes.items()}
+        frozen = frozen_network(config)
+        if frozen is not None:
+            networks[SHARED] = frozen
+        config = settle_parts(config, frozen)
         detector = _assemble(
             clips,
             config,
-            {name: outcome.network for name, outcome in outcomes.items()},
+            networks,
             labels,
             frozenset[Path]().union(*(outcome.held_out for outcome in outcomes.values())),
             reader,
@@ -150,6 +156,8 @@ def fit(
             "source": source.root.name,
             "kind": source.kind,
         }
+        if frozen is not None:
+            detector.facts["encoder"] = encoder_facts(frozen)
         if out is not None and leads():
             detector.save(out)
             _forget_checkpoints(out)
@@ -322,7 +330,7 @@ def _assemble(
         warning = machines[name].calibration.warning()
         if warning:
             progress.say(f"{name}: {warning}")
-        if networks and len(machines[name].calibration.scores) == len(mine):
+        if labels is not None and len(machines[name].calibration.scores) == len(mine):
             progress.say(
                 f"{name}: too few clips could be held out of training, so the threshold rests on clips that the "
                 "network knows; expect more false alarms than asked for"

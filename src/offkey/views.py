@@ -1,6 +1,6 @@
 """What a system's scorers look at: the views of a clip, each found once a batch.
 
-network    the trained embedding                       (B, D)
+network    the trained embedding, or a frozen encoder's (B, D)
 error      an autoencoder's error, pooled over the clip (B, 1)
 residual   selective Mahalanobis of the DCASE baseline  (B, 1)
 logmel     log-mel statistics over time                 (B, M) or (B, 2M)
@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from offkey.audio.mel import LogMel
-from offkey.models.config import DiscriminativeConfig
+from offkey.models.config import DiscriminativeConfig, RetrievalConfig
 from offkey.models.dense_autoencoder import DenseAutoencoder, SelectiveMahalanobis
 from offkey.models.discriminative import Discriminative
 from offkey.models.error_pooling import pool_errors
+from offkey.models.retrieval import Retrieval
 from offkey.models.statistics import LogMelStatistics, Loudness
 from offkey.systems.config import SystemConfig, View
 from offkey.systems.network import Network
@@ -110,13 +111,13 @@ class Views:
                 return SelectiveMahalanobis(network)(batch).embedding
             case "network" if heard is not None:
                 return heard.embedding
-            case "error" if errors is not None and not isinstance(model, DiscriminativeConfig):
+            case "error" if errors is not None and not isinstance(model, DiscriminativeConfig | RetrievalConfig):
                 return pool_errors(errors.values, errors.counts, model.pooling, model.top)[:, None]
         raise ViewError(f"the network of system {self.config.system!r} cannot give the view {view}")
 
 
 def _own_errors(network: Network, heard: Representation, batch: Batch) -> _Errors | None:
-    if heard.frame_error is None or isinstance(network, Discriminative):
+    if heard.frame_error is None or isinstance(network, Discriminative | Retrieval):
         return None
     return _Errors(heard.frame_error.float(), network.error_frames(batch.lengths))
 

@@ -53,8 +53,8 @@ class Counting(Encoder):
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
         return [("stem", [self.fine, self.coarse]), ("block.0", [self.last])]
 
-    def patch_counts(self, lengths: Tensor) -> Tensor:
-        return lengths // 100
+    def patch_counts(self, lengths: Tensor, layer: int | None = None) -> Tensor:
+        return lengths // 100 * (2 if layer == 1 else 1)
 
     def _layers(self, waveform: Tensor, lengths: Tensor | None, which: Sequence[int]) -> list[Tensor]:
         time.sleep(self.pause)

@@ -154,6 +154,27 @@ def test_there_are_as_many_patches_as_promised(encoder):
 
 
 @torch.no_grad()
+def test_every_layer_has_the_patches_and_the_shape_that_it_promises(encoder):
+    every = range(1, encoder.depth + 1)
+    for length in (encoder.shortest, edges(encoder)[0] - 1, edges(encoder)[0], encoder.rate + 77):
+        for layer, grid in zip(every, encoder.layers(noise(1, length), None, every), strict=True):
+            own = int(encoder.patch_counts(torch.tensor(length), layer))
+            assert grid.shape == (1, own, *encoder.layer_shape(layer))
+    lengths = torch.tensor([encoder.rate, encoder.rate // 2])
+    assert torch.equal(encoder.patch_counts(lengths, encoder.depth), encoder.patch_counts(lengths))
+    assert encoder.layer_shape(encoder.depth) == (encoder.bands, encoder.dimension)
+    # what lies behind a clip's own patches is zero in every layer, and its last one is not
+    for layer, grid in zip(every, encoder.layers(noise(2, encoder.rate), lengths, every), strict=True):
+        own = int(encoder.patch_counts(lengths, layer)[1])
+        assert grid[1, own - 1].any()
+        assert not grid[1, own:].any()
+    for layer in (0, encoder.depth + 1):
+        for ask in (encoder.layer_shape, lambda which: encoder.patch_counts(lengths, which)):
+            with pytest.raises(EncoderError, match=f"has layers 1 to {encoder.depth}"):
+                ask(layer)
+
+
+@torch.no_grad()
 def test_a_sound_changes_most_the_patch_that_is_centred_on_it(encoder):
     quiet = noise(1, 3 * encoder.rate)
     grid = encoder.patches(quiet)

@@ -1,5 +1,7 @@
 """The laws that every scorer in the table obeys, under several options each."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
@@ -38,9 +40,14 @@ CONFIGS = {
         {},
         {"mode": "difference", "metric": "euclidean", "among": "domain"},
         {"mode": "variance", "metric": "euclidean", "standardise": True},
+        {"mode": "log-variance", "metric": "euclidean", "k": 1},
+        {"among": "domain", "smote_ratio": 0.5},
     ],
     "level": [{}, {"min_clips": 20}],
 }
+if find_spec("faiss"):  # of the extra `index`
+    CONFIGS["neighbours"].append({"index": "approximate", "k": 2})
+    CONFIGS["density"].append({"index": "approximate", "mode": "log-variance", "smote_ratio": 0.3})
 CASES = [(name, options) for name, variants in CONFIGS.items() for options in variants]
 
 

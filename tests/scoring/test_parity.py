@@ -223,6 +223,56 @@ def test_density_of_least_variance(reference, query):
     np.testing.assert_allclose(scorer.score(Query(query)), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_density_of_least_variance_of_logarithms(reference, query, k):
+    points = reference.embedding
+    distance = cdist(points, points) + np.diag(np.full(len(points), np.inf))
+    local = np.sort(distance, axis=1)[:, :k].mean(axis=1)
+    # the slope of the line through (log b, log d) that leaves least variance, found by search instead of by formula
+    d, b = np.log(distance.min(axis=1)), np.log(local[distance.argmin(axis=1)])
+    slopes = np.linspace(-1, 3, 40001)
+    alpha = slopes[np.argmin([np.var(d - slope * b) for slope in slopes])]
+    expected = (np.log(cdist(query, points)) - alpha * np.log(local)).min(axis=1)
+    scorer = Density(DensityOptions(mode="log-variance", metric="euclidean", k=k)).fit(reference)
+    assert scorer.state()["alpha"][0] == pytest.approx(alpha, abs=1e-4)
+    np.testing.assert_allclose(scorer.score(Query(query)), expected, atol=5e-4)
+
+
+def test_logarithms_of_a_copy_are_finite_and_least(reference):
+    scorer = Density(DensityOptions(mode="log-variance", metric="euclidean", k=1)).fit(reference)
+    copies, others = scorer.score(reference.query()), scorer.score(Query(reference.embedding + 0.1))
+    assert np.isfinite(copies).all()
+    assert copies.max() < others.min()
+
+
+@pytest.mark.parametrize("among", ["all", "domain"])
+def test_density_with_points_that_smote_made(reference, query, among):
+    """b of real clips as without SMOTE; b of made points from real ones; all are references."""
+    options = DensityOptions(metric="euclidean", among=among, k=4, k_source=4, k_target=4, smote_ratio=0.5)
+    scorer = Density(options, seed=3).fit(reference)
+    state = scorer.state()
+    plain = Density(options.model_copy(update={"smote_ratio": 0.0})).fit(reference).state()
+    known = {tuple(point): local for point, local in zip(plain["points"], plain["local_mean"], strict=True)}
+    sources, targets = (reference.take(reference.domain == d).embedding for d in ("source", "target"))
+    made = 0
+    for point, local in zip(state["points"], state["local_mean"], strict=True):
+        if tuple(point) in known:
+            assert local == known[tuple(point)]
+            continue
+        made += 1
+        pool = targets if among == "domain" else np.concatenate([sources, targets])
+        assert local[0] == pytest.approx(np.sort(np.linalg.norm(pool - point, axis=1))[:4].mean())
+        # it lies between two target clips, one of which is a near neighbour of the other
+        between = [
+            np.linalg.norm(a - point) + np.linalg.norm(point - b) - np.linalg.norm(a - b)
+            for a in targets for b in targets
+        ]  # fmt: skip
+        assert min(between) < 1e-9
+    assert made == round(0.5 * len(sources)) - len(targets)
+    expected = (cdist(query, state["points"]) / state["local_mean"][:, 0]).min(axis=1)
+    np.testing.assert_allclose(scorer.score(Query(query)), expected, rtol=1e-9)
+
+
 def test_a_crowded_neighbourhood_forgives_less():
     rng = np.random.default_rng(0)
     crowd, sparse = rng.normal(size=(50, 2)) * 0.1, 10 + rng.normal(size=(10, 2)) * 2.0

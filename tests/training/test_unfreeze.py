@@ -62,7 +62,7 @@ class Toy(Encoder):
         return [("patch_embedding", [self.embedding]), ("pos_conv", [self.position]), *blocks,
                 ("norm", [self.last_norm])]  # fmt: skip
 
-    def patch_counts(self, lengths: Tensor) -> Tensor:
+    def patch_counts(self, lengths: Tensor, layer: int | None = None) -> Tensor:
         return lengths // 100
 
     def attention_projections(self) -> list[nn.Linear]:

@@ -125,6 +125,8 @@ def _facts(detector: Detector, result: object) -> MetaFacts:
     features = ["log-mel energies"] if config.kind != "training-free" or "logmel" in str(config.scoring) else []
     if trained and config.model.name != "dense-autoencoder":
         features.append("raw waveform")
+    if config.model.name == "retrieval":
+        features.append("embeddings of a pretrained encoder")
     changes = config.augmentation
     names = ("gain", "noise", "shift", "polarity", "mixup", "spec_augment")
     external = []

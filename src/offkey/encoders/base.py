@@ -79,8 +79,21 @@ class Encoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def patch_counts(self, lengths: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
-        """Patches along time of clips of `lengths` samples."""
+    def patch_counts(self, lengths: Int[Tensor, "*B"], layer: int | None = None) -> Int[Tensor, "*B"]:
+        """Patches along time of clips of `lengths` samples in a layer, 1 to `depth`; None: the last one."""
+
+    def layer_shape(self, layer: int) -> tuple[int, int]:
+        """Patches along frequency and dimensions of a patch in a layer, 1 to `depth`; the same in all where not told.
+
+        Raises EncoderError where there is no such layer.
+        """
+        self.check_layers([layer])
+        return self.bands, self.dimension
+
+    def check_layers(self, which: Sequence[int]) -> None:
+        """Raise EncoderError where a layer is asked for that there is none of, or none is asked for."""
+        if not which or not all(1 <= layer <= self.depth for layer in which):
+            raise EncoderError(f"{self.name} has layers 1 to {self.depth}; asked for {list(which)}")
 
     @abstractmethod
     def _layers(self, waveform: Tensor, lengths: Tensor | None, which: Sequence[int]) -> list[Tensor]:
@@ -134,10 +147,11 @@ class Encoder(nn.Module, ABC):
     ) -> list[Tensor]:
         """Patches (B, Pt, Pf, D) of several layers, numbered from 1 to `depth`, in the order asked for.
 
+        Layers may divide time and frequency each in their own way: `patch_counts` and `layer_shape` say how.
+
         Raises EncoderError where a clip is too short or there is no such layer.
         """
-        if not which or not all(1 <= layer <= self.depth for layer in which):
-            raise EncoderError(f"{self.name} has layers 1 to {self.depth}; asked for {list(which)}")
+        self.check_layers(which)
         shortest = waveform.shape[1] if lengths is None else int(lengths.min())
         if shortest < self.shortest:
             raise EncoderError(

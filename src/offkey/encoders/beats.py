@@ -317,8 +317,10 @@ class Beats(Encoder):
         """Query and value projection of every block, from input to output."""
         return [layer for block in self._blocks() for layer in (block.attention.q_proj, block.attention.v_proj)]
 
-    def patch_counts(self, lengths: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+    def patch_counts(self, lengths: Int[Tensor, "*B"], layer: int | None = None) -> Int[Tensor, "*B"]:
         """Patches along time of clips of `lengths` samples; a patch whose frames are not all there does not count."""
+        if layer is not None:  # all layers divide time alike
+            self.check_layers([layer])
         return torch.div(fbank.frames(lengths), self._settings.input_patch_size, rounding_mode="floor")
 
     def classify(

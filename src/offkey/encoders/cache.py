@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -83,12 +83,51 @@ class FeatureCache:
         which: Sequence[int],
         resample: Resample | None = None,
     ) -> list[Tensor]:
-        """The same as `encoder.layers(waveform, lengths, which)`; each layer is kept by itself.
-
-        Layers that divide time otherwise than the last one are as long as the longest clip needs, without what
-        the encoder gives for padding behind that one too.
-        """
+        """The same as `encoder.layers(waveform, lengths, which)`; each layer is kept by itself."""
         return self._fetch(encoder, waveform, lengths, which, resample, averaged=False)
+
+    def pooled(
+        self,
+        encoder: Encoder,
+        waveform: Float[Tensor, "B T"],
+        lengths: Int[Tensor, " B"] | None,
+        which: Sequence[int],
+        pool: Callable[[list[Tensor], list[Tensor]], Tensor],
+        told: str,
+        resample: Resample | None = None,
+    ) -> Float[Tensor, "B D"]:
+        """`pool(grids, counts)` of layers `which`: one vector a clip, of which alone is kept what takes a few kB.
+
+        `grids` (B, Pt, Pf, D') a layer and `counts` (B,) the clips' own patches along time in it; `pool` must give
+        (B, D), each row from its own clip alone. `told` stands for everything that makes `pool` what it is.
+        """
+        _refuse_what_changes(encoder, waveform)
+        encoder.check_layers(which)
+        waveform = waveform.float()
+        sizes: list[int] = [waveform.shape[1]] * len(waveform) if lengths is None else lengths.tolist()
+        rate = None if resample is None else resample.rate_in
+        maker = (_FORMAT, self._fingerprint(encoder), self.precision, "pooled", tuple(which), told, rate)
+        clips = _clips(waveform, sizes)
+        keys = {clip: _digest(clip + repr(maker).encode()).hex() for clip in clips}
+        found: dict[bytes, NDArray[np.float32]] = {}
+        missing: dict[bytes, int] = {}
+        for clip, place in {clip: clips.index(clip) for clip in clips}.items():
+            entry = self.cache.get(keys[clip])
+            if entry is None or entry.ndim != 1 or entry.dtype.kind != "f":
+                missing[clip] = place
+            else:
+                found[clip] = np.array(entry, np.float32)
+        if missing:
+            places = list(missing.values())
+            own = torch.tensor([sizes[place] for place in places])
+            grids = _encode(encoder, waveform, own.tolist(), places, which, resample)
+            own = own if resample is None else resample.lengths(own)
+            counts = [encoder.patch_counts(own, layer).to(waveform.device) for layer in which]
+            for clip, vector in zip(missing, pool(grids, counts).cpu().numpy(), strict=True):
+                kept = self._rounded(vector)
+                self.cache.put(keys[clip], kept)
+                found[clip] = kept.astype(np.float32)
+        return torch.from_numpy(np.stack([found[clip] for clip in clips])).to(waveform.device)
 
     def _fetch(
         self,
@@ -100,24 +139,26 @@ class FeatureCache:
         averaged: bool,
     ) -> list[Tensor]:
         _refuse_what_changes(encoder, waveform)
-        if not which or not all(1 <= layer <= encoder.depth for layer in which) or not len(waveform):
+        encoder.check_layers(which)
+        if not len(waveform):
             return encoder.layers(waveform, lengths, which)  # which says what is wrong
         waveform = waveform.float()
         sizes: list[int] = [waveform.shape[1]] * len(waveform) if lengths is None else lengths.tolist()
         heard = torch.tensor([*sizes, waveform.shape[1]])
-        *counts, width = encoder.patch_counts(heard if resample is None else resample.lengths(heard)).tolist()
+        heard = heard if resample is None else resample.lengths(heard)
+        # patches of each clip in each layer, and of the longest clip that would fit into the batch
+        counts = {layer: encoder.patch_counts(heard, layer).tolist() for layer in which}
 
         rate = None if resample is None else resample.rate_in
         maker = (_FORMAT, self._fingerprint(encoder), self.precision, averaged, rate)
-        rows = waveform.cpu().contiguous().numpy()
-        clips = [_digest(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+        clips = _clips(waveform, sizes)
         found: dict[tuple[bytes, int], NDArray[np.float32]] = {}
         missing: dict[bytes, int] = {}  # clip: where it stands in the batch first
         absent: set[int] = set()
         for clip, place in {clip: clips.index(clip) for clip in clips}.items():
             for layer in sorted(set(which)):
                 entry = self.cache.get(_key(clip, maker, layer))
-                if entry is None or not _fits(entry, counts[place] if layer == encoder.depth else None, averaged):
+                if entry is None or not _fits(entry, counts[layer][place], averaged):
                     missing[clip] = place
                     absent.add(layer)
                 else:
@@ -127,18 +168,15 @@ class FeatureCache:
             grids = _encode(encoder, waveform, [sizes[place] for place in places], places, sorted(absent), resample)
             for layer, grid in zip(sorted(absent), grids, strict=True):
                 answers = (grid.mean(2) if averaged else grid).cpu().numpy()
-                usual = grid.shape[1] == max(counts[place] for place in places)
                 for answer, (clip, place) in zip(answers, missing.items(), strict=True):
                     if (clip, layer) not in found:
-                        kept = self._rounded(answer[: counts[place] if usual else _last_sound(answer)])
+                        kept = self._rounded(answer[: counts[layer][place]])
                         self.cache.put(_key(clip, maker, layer), kept)
                         found[clip, layer] = kept.astype(np.float32)
         results = []
         for layer in which:
             own = [found[clip, layer] for clip in clips]
-            usual = [len(answer) for answer in own] == counts
-            length = width if usual else max(len(answer) for answer in own)
-            result = np.zeros((len(own), length, *own[0].shape[1:]), np.float32)
+            result = np.zeros((len(own), counts[layer][-1], *own[0].shape[1:]), np.float32)
             for row, answer in zip(result, own, strict=True):
                 row[: len(answer)] = answer
             results.append(torch.from_numpy(result).to(waveform.device))
@@ -195,13 +233,14 @@ def _key(clip: bytes, maker: tuple[object, ...], layer: int) -> str:
     return _digest(clip + repr((*maker, layer)).encode()).hex()
 
 
-def _fits(entry: NDArray[Any], count: int | None, averaged: bool) -> bool:
-    return entry.ndim == (2 if averaged else 3) and count in (None, len(entry)) and entry.dtype.kind == "f"
+def _clips(waveform: Tensor, sizes: Sequence[int]) -> list[bytes]:
+    """What stands for the samples of each clip, of which there are `sizes` in each row of (B, T)."""
+    rows = waveform.cpu().contiguous().numpy()
+    return [_digest(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def _last_sound(answer: NDArray[np.float32]) -> int:
-    """Patches up to the last one that is not zero: those behind are what padding gave, or would be padded alike."""
-    return 1 + int(np.flatnonzero(answer.any((1, 2)))[-1:].sum())
+def _fits(entry: NDArray[Any], count: int, averaged: bool) -> bool:
+    return entry.ndim == (2 if averaged else 3) and len(entry) == count and entry.dtype.kind == "f"
 
 
 @torch.no_grad()
@@ -210,7 +249,7 @@ def _encode(
     waveform: Tensor,
     sizes: list[int],
     places: list[int],
-    which: list[int],
+    which: Sequence[int],
     resample: Resample | None,
 ) -> list[Tensor]:
     """Layers `which` of the clips at `places`, of `sizes` samples, in a batch as long as the longest of them."""

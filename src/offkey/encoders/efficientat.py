@@ -76,7 +76,7 @@ class EfficientAT(Encoder):
     Layers 1 to 15 are the outputs of the inverted residual blocks, whose sizes differ: (B, Pt, Pf, channels) with, on
     either axis, 16 patches (layer 1), 8 (2, 3), 4 (4–6) or 2 (7–12) where the last layers have one. Layer 16 is
     the last convolution, whose mean over all patches, `embed`, is the published code's embedding. `dimension`,
-    `bands`, `patch_counts`, `patch_seconds` and `patch_offset` speak of layer 16.
+    `bands`, `patch_seconds` and `patch_offset` speak of layer 16; `layer_shape` and `patch_counts` of any.
 
     A clip needs 514 samples (16 ms), half a Fourier transform, which is mirrored at its ends; below 0.32 s its
     only patch is computed in part from the zeros around the map.
@@ -171,9 +171,20 @@ class EfficientAT(Encoder):
         blocks = [(f"block.{number}", [block]) for number, block in enumerate(self.blocks)]
         return [("stem", [self.stem]), *blocks, ("head", [self.head])]  # type: ignore[list-item]
 
-    def patch_counts(self, lengths: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
-        """See `Encoder.patch_counts`: one patch for every 10240 samples begun."""
-        return -(-lengths // (self.settings.hop * _SHRINK))
+    def patch_counts(self, lengths: Int[Tensor, "*B"], layer: int | None = None) -> Int[Tensor, "*B"]:
+        """See `Encoder.patch_counts`: one patch for every 10240 samples begun, in the first layer for every 640."""
+        return -(-lengths // (self.settings.hop * (_SHRINK if layer is None else self._shrink(layer))))
+
+    def layer_shape(self, layer: int) -> tuple[int, int]:
+        """See `Encoder.layer_shape`: from many bands of few channels to few bands of many."""
+        self.check_layers([layer])
+        channels = self.dimension if layer == self.depth else self.blocks[layer - 1].project.convolution.out_channels
+        return -(-self.settings.n_mels // self._shrink(layer)), channels
+
+    def _shrink(self, layer: int) -> int:
+        """How many frames, and how many mel bands, one patch of a layer stands for."""
+        self.check_layers([layer])
+        return 2 * math.prod(block.stride for block in self.blocks[:layer])
 
     def classify(
         self, waveform: Float[Tensor, "B T"], lengths: Int[Tensor, " B"] | None = None

@@ -6,10 +6,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["BaselineConfig", "DiscriminativeConfig", "Normalise", "Pooling", "ReconstructiveConfig"]
+__all__ = [
+    "BaselineConfig",
+    "DiscriminativeConfig",
+    "Normalise",
+    "PatchPooling",
+    "Pooling",
+    "ReconstructiveConfig",
+    "RetrievalConfig",
+]
 
 Normalise = Literal["dataset", "instance", "none"]
 Pooling = Literal["mean", "max", "top"]
+PatchPooling = Literal["mean", "gem", "rdp", "rdp+gem"]
 
 
 class DiscriminativeConfig(BaseModel):
@@ -105,3 +114,58 @@ class BaselineConfig(_Autoencoder):
         description="share of all vectors that is not learnt from, as in the official code; where no clips are held "
         "out, the held-out loss is theirs",
     )
+
+
+class RetrievalConfig(BaseModel):
+    """How a frozen encoder's patches become one vector a clip; nothing is trained.
+
+    >>> RetrievalConfig(layers=(-1,), bands="averaged").gamma_for("efficientat")
+    9.0
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["retrieval"] = "retrieval"
+    layers: tuple[int, ...] = Field(
+        default=(-1,),
+        min_length=1,
+        description="the encoder's layers whose patches are pooled, side by side: from 1 (next to the input), or "
+        "from -1 (the last) backwards",
+    )
+    pooling: PatchPooling = Field(
+        default="rdp+gem",
+        description="patches over time -> one vector: mean; gem, the power mean, which heeds the largest; rdp, a "
+        "mean that weighs moments by how far they are from the clip's mean; or a power mean with these weights",
+    )
+    power: float = Field(default=3.0, gt=0, le=100, description="exponent of the power mean (pooling with gem)")
+    gamma: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="how much more far moments weigh (pooling with rdp); left out: as published, for rdp+gem 16 with "
+        "beats and 9 with others, for rdp 19 and 10",
+    )
+    negatives: Literal["zero", "kept"] = Field(
+        default="zero",
+        description="numbers below zero in the power mean: zero, as published, or kept with their sign",
+    )
+    bands: Literal["kept", "averaged"] = Field(
+        default="kept", description="frequency bands side by side, each pooled by itself, or averaged before pooling"
+    )
+    normalise: bool = Field(
+        default=False, description="bring every band of every layer to length 1, so all count alike"
+    )
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> RetrievalConfig:
+        if 0 in self.layers or len(set(self.layers)) != len(self.layers):
+            raise ValueError("layers are counted from 1, or from -1 backwards, and each is named once")
+        return self
+
+    def gamma_for(self, encoder: str) -> float:
+        """`gamma`, or the published one for an encoder (arXiv 2603.04605, Table III, chosen on development sets)."""
+        if self.gamma is not None:
+            return self.gamma
+        if self.pooling == "rdp":
+            return 19.0 if encoder == "beats" else 10.0
+        return 16.0 if encoder == "beats" else 9.0

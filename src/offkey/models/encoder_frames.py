@@ -12,7 +12,7 @@ from offkey.encoders.base import Encoder
 from offkey.encoders.cache import FeatureCache
 from offkey.types import Float, Int
 
-__all__ = ["EncoderFrames"]
+__all__ = ["EncoderFrames", "long_enough"]
 
 
 class EncoderFrames(nn.Module):
@@ -52,11 +52,7 @@ class EncoderFrames(nn.Module):
 
         Raises EncoderError where a clip is too short for the encoder.
         """
-        # a very short clip is heard with silence behind it
-        shortest = -(-self.encoder.shortest * self.resample.rate_in // self.resample.rate_out)
-        if waveform.shape[1] < shortest:
-            waveform = nn.functional.pad(waveform, (0, shortest - waveform.shape[1]))
-        lengths = lengths.clamp_min(shortest)
+        waveform, lengths = long_enough(waveform, lengths, self.encoder, self.resample)
         columns = self.projection(self.norm(self._columns(waveform, lengths))).transpose(1, 2)
         counts = self.encoder.patch_counts(self.resample.lengths(lengths))
         return self._interpolate(columns, counts, frames)
@@ -81,3 +77,13 @@ class EncoderFrames(nn.Module):
     def encoder_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
         """The encoder's weights that learn, each with its factor on the encoder's learning rate."""
         return self.encoder.rates(self.layer_decay)
+
+
+def long_enough(
+    waveform: Float[Tensor, "B T"], lengths: Int[Tensor, " B"], encoder: Encoder, resample: Resample
+) -> tuple[Tensor, Tensor]:
+    """Clips (B, T) and their real samples (B,): those too short for the encoder are heard with silence behind them."""
+    shortest = -(-encoder.shortest * resample.rate_in // resample.rate_out)
+    if waveform.shape[1] < shortest:
+        waveform = nn.functional.pad(waveform, (0, shortest - waveform.shape[1]))
+    return waveform, lengths.clamp_min(shortest)

@@ -316,6 +316,10 @@ def estimate(name: str, config: SystemConfig, counts: Counts, additional: bool) 
             disk += _BEATS_BYTES
         elif encoder != "none":
             parts += [(f"{encoder} learns", lessons), (f"{encoder} hears", embedded)]
+    elif encoder != "none":
+        parts.append((f"{encoder} hears", embedded))
+        memory += int(1.5 * _GIB)
+        disk += 30_000 * embedded + (_BEATS_BYTES if encoder == "beats" else 0)
     times = [(COSTS[part], often) for part, often in parts]
     return Estimate(
         name,

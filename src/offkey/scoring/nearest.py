@@ -28,10 +28,13 @@ def prepare(points: NDArray[Any], metric: Metric) -> NDArray[np.float64]:
     points = np.ascontiguousarray(points, dtype=np.float64)
     if metric == "euclidean":
         return points
-    largest = np.abs(points).max(axis=1, keepdims=True)  # first by the largest entry: squares cannot overflow
-    scaled = points / np.where(largest > 0, largest, 1.0)
-    length = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))
-    return scaled / np.where(length > 0, length, 1.0)
+    ready = np.empty_like(points)
+    for part in blocks(len(points), points.shape[1]):
+        largest = np.abs(points[part]).max(axis=1, keepdims=True)  # first by the largest entry: squares cannot overflow
+        scaled = points[part] / np.where(largest > 0, largest, 1.0)
+        length = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))
+        ready[part] = scaled / np.where(length > 0, length, 1.0)
+    return ready
 
 
 def distances(a: NDArray[Any], b: NDArray[Any], metric: Metric) -> NDArray[np.float64]:
@@ -40,7 +43,9 @@ def distances(a: NDArray[Any], b: NDArray[Any], metric: Metric) -> NDArray[np.fl
 
     if metric == "euclidean":
         return np.asarray(cdist(a, b, "euclidean"))
-    return 0.5 * np.asarray(cdist(a, b, "sqeuclidean"))
+    squares = np.asarray(cdist(a, b, "sqeuclidean"))
+    squares *= 0.5
+    return squares
 
 
 def blocks(rows: int, columns: int, limit: int = _BLOCK_BYTES) -> Iterator[slice]:

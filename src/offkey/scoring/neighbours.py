@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from offkey.scoring.bank import Bank, Index, split_parts
 from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions
-from offkey.scoring.nearest import k_smallest, nearest_others, prepare
+from offkey.scoring.nearest import nearest_others, prepare
 from offkey.scoring.standardise import Standardise
 
 __all__ = ["Neighbours", "NeighboursOptions", "smote"]
@@ -40,36 +41,56 @@ class NeighboursOptions(ScorerOptions):
         description="fill smaller domains up to this share of the largest; 0.2 is usual",
     )
     smote_k: int = Field(default=2, ge=1, description="neighbours between which SMOTE draws")
+    parts: int = Field(
+        default=1,
+        ge=0,
+        description="equal parts of the embedding, each judged by itself and the scores summed; 0: as many as the "
+        "model says (a band of a layer each in a retrieval system)",
+    )
+    index: Index = Field(
+        default="exact", description="exact search, or approximate for very many references (extra `index`)"
+    )
     standardise: bool = Field(default=False, description="z-score every feature on the reference first")
 
 
 class Neighbours(Scorer):
-    """Mean distance to the k nearest normal clips, ≥ 0 (any sign with `domain_scale`)."""
+    """Mean distance to the k nearest normal clips, ≥ 0 (any sign with `domain_scale`).
+
+    With `parts` the score is the sum of those of the parts, each with nearest clips (and a nearest domain) of its own.
+    """
 
     Options = NeighboursOptions
 
     def _fit(self, reference: Reference) -> None:
         options = self.options
+        columns = split_parts(reference.width, options.parts, self.name)
         self._standardise = Standardise.of(reference.embedding, options.standardise)
         points = self._standardise(reference.embedding)
         names = reference.domain if options.domains == "minimum" else np.full(len(points), "all")
         order = sorted(set(names.tolist()))
-        pools = [points[names == name] for name in order]
-        largest = max(len(pool) for pool in pools)
-        generator = np.random.default_rng(self.seed)
-        real = [prepare(pool, options.metric) for pool in pools]
+        real = [points[names == name] for name in order]
+        pools = real
         if options.smote_ratio > 0:
-            wanted = round(options.smote_ratio * largest)
+            wanted = round(options.smote_ratio * max(len(pool) for pool in real))
+            generator = np.random.default_rng(self.seed)
             pools = [
                 np.concatenate([pool, smote(pool, wanted - len(pool), options.smote_k, options.metric, generator)])
-                for pool in pools
+                for pool in real
             ]
         self._sizes = np.array([len(pool) for pool in pools], dtype=np.int64)
-        self._points = np.concatenate([prepare(pool, options.metric) for pool in pools])
-        self._centre = np.zeros(len(pools))
-        self._scale = np.ones(len(pools))
-        if options.domain_scale:
-            self._centre, self._scale = self._typical(real)
+        # (pools, parts)
+        self._centre, self._scale = np.zeros((len(pools), len(columns))), np.ones((len(pools), len(columns)))
+        self._points = [np.concatenate([prepare(pool[:, part], options.metric) for pool in pools]) for part in columns]
+        self._banks = self._build()
+        for number, part in enumerate(columns):
+            if options.domain_scale:
+                mine = [prepare(pool[:, part], options.metric) for pool in real]
+                self._centre[:, number], self._scale[:, number] = self._typical(mine)
+
+    def _build(self) -> list[list[Bank]]:
+        """A bank a pool, for each part."""
+        options, cuts = self.options, np.cumsum(self._sizes)[:-1]
+        return [[Bank(pool, options.metric, options.index) for pool in np.split(part, cuts)] for part in self._points]
 
     def _typical(self, pools: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and spread of each domain's leave-one-out distances; fewer than 3 clips borrow everyone's.
@@ -79,7 +100,9 @@ class Neighbours(Scorer):
         """
         options = self.options
         left_out = [
-            nearest_others(pool, options.k, options.metric)[0].mean(axis=1) if len(pool) >= 3 else np.zeros(0)
+            Bank(pool, options.metric, options.index).nearest_others(options.k)[0].mean(axis=1)
+            if len(pool) >= 3
+            else np.zeros(0)
             for pool in pools
         ]
         everyone = np.concatenate(left_out)
@@ -92,16 +115,21 @@ class Neighbours(Scorer):
         return centre, scale
 
     def _score(self, query: Query) -> NDArray[np.float64]:
-        points = prepare(self._standardise(query.embedding), self.options.metric)
-        best = np.full(len(points), np.inf)
-        for i, pool in enumerate(np.split(self._points, np.cumsum(self._sizes)[:-1])):
-            found = k_smallest(points, pool, self.options.k, self.options.metric).mean(axis=1)
-            best = np.minimum(best, (found - self._centre[i]) / self._scale[i])
-        return best
+        options = self.options
+        given = self._standardise(query.embedding)
+        scores = np.zeros(len(given))
+        for number, part in enumerate(split_parts(given.shape[1], options.parts, self.name)):
+            points = prepare(given[:, part], options.metric)
+            best = np.full(len(points), np.inf)
+            for i, bank in enumerate(self._banks[number]):
+                found = bank.k_smallest(points, options.k).mean(axis=1)
+                best = np.minimum(best, (found - self._centre[i, number]) / self._scale[i, number])
+            scores += best
+        return scores
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return self._standardise.arrays() | {
-            "points": self._points,
+            "points": np.concatenate(self._points, axis=1),
             "sizes": self._sizes,
             "centre": self._centre,
             "scale": self._scale,
@@ -109,8 +137,15 @@ class Neighbours(Scorer):
 
     def _restore(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._standardise = Standardise.restore(arrays)
-        self._points, self._sizes = arrays["points"], arrays["sizes"]
-        self._centre, self._scale = arrays["centre"], arrays["scale"]
+        points, self._sizes = arrays["points"], arrays["sizes"]
+        columns = split_parts(points.shape[1], self.options.parts, self.name)
+        if int(self._sizes.sum()) != len(points):
+            raise ValueError("its arrays do not fit together")
+        # one part had one column less in offkey 0.1
+        shape = (len(self._sizes), len(columns))
+        self._centre, self._scale = arrays["centre"].reshape(shape), arrays["scale"].reshape(shape)
+        self._points = [np.ascontiguousarray(points[:, part]) for part in columns]
+        self._banks = self._build()
 
 
 def smote(

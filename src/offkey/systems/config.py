@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from offkey.audio.io import AudioConfig
 from offkey.audio.mel import MelConfig
 from offkey.encoders.config import EncoderConfig
-from offkey.models.config import BaselineConfig, DiscriminativeConfig, ReconstructiveConfig
+from offkey.models.config import BaselineConfig, DiscriminativeConfig, ReconstructiveConfig, RetrievalConfig
 from offkey.objectives.config import MultiTaskConfig, ReconstructionConfig
 from offkey.scoring import ScorerConfig
 from offkey.systems.settings import SettingsError, apply_overrides, read_toml, validate
@@ -45,7 +45,8 @@ def _named(default: str) -> Discriminator:
 ModelConfig = Annotated[
     Annotated[DiscriminativeConfig, Tag("mobilefacenet")]
     | Annotated[ReconstructiveConfig, Tag("conv-autoencoder")]
-    | Annotated[BaselineConfig, Tag("dense-autoencoder")],
+    | Annotated[BaselineConfig, Tag("dense-autoencoder")]
+    | Annotated[RetrievalConfig, Tag("retrieval")],
     _named("mobilefacenet"),
 ]
 ObjectiveConfig = Annotated[
@@ -89,8 +90,8 @@ class ViewScorer(_Settings):
 
     view: View = Field(
         "network",
-        description="network: the trained embedding; error: an autoencoder's; residual: selective Mahalanobis of the "
-        "baseline; logmel: statistics; loudness",
+        description="network: the trained embedding, or that of a frozen encoder; error: an autoencoder's; residual: "
+        "selective Mahalanobis of the baseline; logmel: statistics; loudness",
     )
     scorer: ScorerConfig
     weight: float = Field(1.0, ge=0, description="share in the blend; 0: told beside it, without a say")
@@ -175,12 +176,15 @@ class SystemConfig(_Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> SystemConfig:
         views = {entry.view for entry in self.scoring.scorers}
+        if isinstance(self.model, RetrievalConfig):
+            self._retrieves(views)
+            return self
         if self.kind == "training-free" and views & {"network", "error", "residual"}:
             raise ValueError("a training-free system has no network for a scorer to look at")
         if self.kind == "training-free" and self.encoder.name != "none":
             raise ValueError(
                 "a training-free system has no network for an encoder to join: leave encoder.name alone, or choose "
-                "a system that trains (system1 to system4, discriminative, auto)"
+                "system retrieval, or one that trains (system1 to system4, discriminative, auto)"
             )
         rebuilds = self.kind == "reconstructive"
         if rebuilds == isinstance(self.model, DiscriminativeConfig):
@@ -196,6 +200,30 @@ class SystemConfig(_Settings):
         if rebuilds:
             self._frozen()
         return self
+
+    def _retrieves(self, views: set[View]) -> None:
+        """Raise where settings ask a retrieval system for what it cannot do."""
+        if self.kind != "training-free":
+            raise ValueError(
+                f"model.name retrieval trains nothing: kind must be training-free, not {self.kind} (or choose another "
+                "system)"
+            )
+        if self.encoder.name == "none":
+            raise ValueError(
+                "a retrieval system listens with a pretrained encoder: set encoder.name to beats, or to efficientat on "
+                "a machine without a GPU"
+            )
+        if self.encoder.unfreeze != "none" or self.encoder.lora_rank:
+            raise ValueError(
+                "nothing learns in a retrieval system: leave encoder.unfreeze and encoder.lora_rank alone, or choose "
+                "system1 or system2"
+            )
+        if self.networks != "shared":
+            raise ValueError("a retrieval system has one frozen encoder for all machines: leave networks alone")
+        if views & {"error", "residual"}:
+            raise ValueError("views error and residual are an autoencoder's; a retrieval system rebuilds nothing")
+        if "network" not in views:
+            raise ValueError("no scorer looks at what the encoder hears: give one the view network, or leave it out")
 
     def _frozen(self) -> None:
         """Raise where settings ask an autoencoder to learn from anything but the clips as they are."""

@@ -8,11 +8,12 @@ from offkey.encoders import encoder_class, load_encoder
 from offkey.encoders.base import Encoder
 from offkey.encoders.cache import FeatureCache
 from offkey.encoders.weights import find
-from offkey.models.config import DiscriminativeConfig, ReconstructiveConfig
+from offkey.models.config import DiscriminativeConfig, ReconstructiveConfig, RetrievalConfig
 from offkey.models.dense_autoencoder import DenseAutoencoder
 from offkey.models.discriminative import Discriminative
 from offkey.models.encoder_frames import EncoderFrames
 from offkey.models.reconstructive import Reconstructive, frozen_frames
+from offkey.models.retrieval import Retrieval, RetrievalError
 from offkey.objectives.config import MultiTaskConfig
 from offkey.systems.config import SystemConfig
 from offkey.training.augmentation import SpecAugment
@@ -26,9 +27,10 @@ __all__ = [
     "encoder_of",
     "pretrained_encoder",
     "reconstructive_network",
+    "retrieval_network",
 ]
 
-Network = Discriminative | Reconstructive | DenseAutoencoder
+Network = Discriminative | Reconstructive | DenseAutoencoder | Retrieval
 
 FRAME_CACHE_BYTES = 20_000_000_000
 """Bound of the frozen frames on disk: 7 machines of 1200 clips take 1.6 GB, and a cache that is too small is no use."""
@@ -60,6 +62,8 @@ def build_network(config: SystemConfig, encoder: Encoder | None) -> Network:
             return discriminative_network(config, model, encoder)
         case ReconstructiveConfig() as model:
             return reconstructive_network(config, model, encoder)
+        case RetrievalConfig() as model:
+            return retrieval_network(config, model, encoder)
         case model:
             return DenseAutoencoder(LogMel(config.audio.rate, config.mel), model)
 
@@ -102,6 +106,16 @@ def reconstructive_network(
     return Reconstructive(
         mel, model, [frozen_frames(encoder, config.audio.rate, config.mel.hop, cache)], [encoder.dimension]
     )
+
+
+def retrieval_network(config: SystemConfig, model: RetrievalConfig, encoder: Encoder | None) -> Retrieval:
+    """The network of a retrieval system: a frozen encoder and its pooling. Pooled vectors are kept on disk.
+
+    Raises RetrievalError without an encoder, or where it has no such layer.
+    """
+    if encoder is None:
+        raise RetrievalError("a retrieval system listens with a pretrained encoder, and there is none")
+    return Retrieval(encoder, model, config.audio.rate, _frame_cache() if config.encoder.cache else None)
 
 
 def encoder_of(network: Network) -> Encoder | None:
