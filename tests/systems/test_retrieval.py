@@ -106,7 +106,7 @@ def test_what_was_heard_is_not_heard_again(
     # other scorers and thresholds ask nothing of the encoder
     again = fit(
         small_set, "retrieval", machines=["fan"],
-        overrides=[*overrides, "scoring.scorers.0.scorer.k_source=2", "calibration.false_alarm_rate=0.2"],
+        overrides=[*overrides, "scoring.scorers.1.scorer.k_source=2", "calibration.false_alarm_rate=0.2"],
     )  # fmt: skip
     assert clips == 22
     clip = sorted((small_set / "fan" / "test").glob("*.wav"))[0]
