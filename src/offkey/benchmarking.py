@@ -1,7 +1,8 @@
 """Many systems and seeds on one data set, a process each, in one table; what is finished is never done again.
 
 `<out>/<name>-seed<n>/` is a run folder: the detector, its evaluation, and `run.json` (times, memory). A run that was
-killed goes on; `table.md`, `table.csv`, `table.html` and `runs.csv` are written anew after every run.
+killed goes on; `table.md`, `table.csv`, `table.html` and `runs.csv` are written anew after every run. Runs of another
+folder, of this program or of another that keeps the same files, may stand beside (`finished_runs`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from offkey.files import write_whole
 from offkey.progress import Progress
 from offkey.types import OffkeyError
 
-__all__ = ["BenchmarkError", "BenchmarkRun", "Contestant", "benchmark", "write_tables"]
+__all__ = ["BenchmarkError", "BenchmarkRun", "Contestant", "benchmark", "finished_runs", "write_tables"]
+
+RECORD = "run.json"
+"""File of a run folder that says it is finished, what was asked for, and what it took."""
 
 
 class BenchmarkError(OffkeyError):
@@ -152,7 +156,7 @@ def _run(
     groups: str | None,
     workers: int,
 ) -> BenchmarkRun:
-    record = folder / "run.json"
+    record = folder / RECORD
     settings = [*overrides, *entry.overrides]
     asked = {"source": str(source.absolute()), "system": entry.system, "overrides": settings, "groups": groups}
     if record.is_file():
@@ -184,11 +188,57 @@ def _run(
             "peak_mib": max(fit_mib, score_mib),
         }
         write_whole(record, json.dumps(kept, indent=1))
-    path = folder / FOLDER / "result.json"
-    if not path.is_file():
+    if not (folder / FOLDER / "result.json").is_file():
         raise BenchmarkError(f"{source} has no labelled test clips, so there is nothing to compare")
-    result = Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    return BenchmarkRun(entry.name, seed, folder, result, kept["fit_seconds"], kept["score_seconds"], kept["peak_mib"])
+    return _read(folder, entry.name, seed)
+
+
+def finished_runs(folder: Path, like: Sequence[BenchmarkRun] = ()) -> list[BenchmarkRun]:
+    """The finished runs of an earlier benchmark in `folder`, by name and seed, to stand in a table beside `like`.
+
+    Every file of a run but `run.json`, `evaluation/result.json` and `evaluation/scores.csv` may be missing, so a
+    method that offkey does not know can stand there as well. Raises BenchmarkError where there is none, where
+    one is damaged, where one judged other clips than the others, drew other groups in the bootstrap, or has the name
+    and the seed of another.
+    """
+    found = []
+    for record in sorted(folder.glob(f"*-seed*/{RECORD}")):
+        name, _, number = record.parent.name.rpartition("-seed")
+        if number.isdecimal() and (record.parent / FOLDER / "result.json").is_file():
+            found.append(_read(record.parent, name, int(number)))
+    if not found:
+        raise BenchmarkError(f"{folder} holds no finished runs of a benchmark (NAME-seedN/{RECORD}); check the path")
+    known = list(like)
+    for run in found:
+        if any((other.system, other.seed) == (run.system, run.seed) for other in known):
+            raise BenchmarkError(f"{run.folder}: there is a run {run.system}, seed {run.seed} already; leave one out")
+        if known and _clips(known[0].folder) != _clips(run.folder):
+            raise BenchmarkError(f"{run.folder} judged other test clips than {known[0].folder}: no table for both")
+        if known and known[0].result.grouped != run.result.grouped:
+            raise BenchmarkError(
+                f"the intervals of {run.folder} and {known[0].folder} do not compare: --groups was given for one alone"
+            )
+        known.append(run)
+    return sorted(found, key=lambda run: (run.system, run.seed))
+
+
+def _read(folder: Path, name: str, seed: int) -> BenchmarkRun:
+    try:
+        kept = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        result = Result.from_dict(json.loads((folder / FOLDER / "result.json").read_text(encoding="utf-8")))
+        return BenchmarkRun(name, seed, folder, result, kept["fit_seconds"], kept["score_seconds"], kept["peak_mib"])
+    except (OSError, ValueError, KeyError, TypeError, OffkeyError) as error:
+        raise BenchmarkError(f"{folder}: the run is damaged ({error!r}); remove the folder and run again") from None
+
+
+def _clips(folder: Path) -> set[tuple[str, ...]]:
+    """The test clips that a run judged, with all that is known of them."""
+    told = ("file", "machine", "section", "domain", "condition")
+    try:
+        with (folder / FOLDER / "scores.csv").open(encoding="utf-8", newline="") as file:
+            return {tuple(row[name] for name in told) for row in csv.DictReader(file)}
+    except (OSError, KeyError) as error:
+        raise BenchmarkError(f"{folder}: the run is damaged ({error!r}); remove the folder and run again") from None
 
 
 def _command(arguments: list[str]) -> tuple[float, float]:

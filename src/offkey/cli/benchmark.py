@@ -28,17 +28,24 @@ def benchmark(
     groups: Annotated[
         str | None, typer.Option(help="CSV:COLUMN naming a group a file; whole groups are resampled.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also show the finished runs of this benchmark folder, of the same test clips (several times).",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Fit and evaluate every system with every seed, one process a run; killed and started again, it goes on."""
-    from offkey.benchmarking import Contestant, write_tables
+    from offkey.benchmarking import BenchmarkError, Contestant, finished_runs, write_tables
     from offkey.benchmarking import benchmark as run_all
 
     names = [Contestant(Path(name).stem, name) for name in map(str.strip, systems.split(",")) if name]
     names += [Contestant.read(text) for text in variant or []]
-    if not names:
-        raise OffkeyError("nothing to compare: name --systems, or a --variant")
+    if not names and not beside:
+        raise OffkeyError("nothing to compare: name --systems, a --variant, or runs to show --beside")
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
@@ -49,6 +56,11 @@ def benchmark(
             source, names, numbers, out, overrides=settings or [], groups=groups, workers=workers,
             progress=bars, failures=failures,
         )  # fmt: skip
+    for folder in beside or []:
+        try:
+            runs += finished_runs(folder, runs)
+        except BenchmarkError as error:
+            failures.append(str(error))
     if runs:
         table = write_tables(runs, out)
         if as_json:
