@@ -9,13 +9,11 @@ both; ratios are taken within a turn, and their median and middle half are told.
 
 import argparse
 import importlib
-import importlib.util
 import json
 import multiprocessing
 import os
 import platform
 import resource
-import statistics
 import sys
 import time
 import types
@@ -36,6 +34,7 @@ from offkey.training.optimiser import make_optimiser
 from offkey.training.task import TrainingTask
 from offkey.training.unfreeze import unfreeze
 from offkey.types import Batch, Labels
+from turns import load_file, middle, take_turns
 
 SECONDS, CLIPS, RATE = 10, 8, 16000
 
@@ -44,13 +43,8 @@ def load_released(folder: Path, kaldi: Path) -> Any:
     """The authors' module; of torchaudio it needs only kaldi.py."""
     package, room = types.ModuleType("torchaudio"), types.ModuleType("torchaudio.compliance")
     sys.modules |= {"torchaudio": package, "torchaudio.compliance": room}
-    spec = importlib.util.spec_from_file_location("torchaudio.compliance.kaldi", kaldi)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{kaldi} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(kaldi, "torchaudio.compliance.kaldi")
     package.compliance, room.kaldi = room, module  # type: ignore[attr-defined]
-    sys.modules["torchaudio.compliance.kaldi"] = module
     sys.path.insert(0, str(folder))
     return importlib.import_module("BEATs")
 
@@ -64,23 +58,6 @@ def random_released(module: Any) -> tuple[Any, dict[str, Any]]:
         model = module.BEATs(module.BEATsConfig(cfg)).eval()
     torch.nn.init.normal_(model.encoder.layers[0].self_attn.relative_attention_bias.weight)
     return model, cfg
-
-
-def take_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way in each turn, after one turn that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def middle(values: list[float]) -> dict[str, float]:
-    low, mid, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": mid, "low": low, "high": high, "best": min(values)}
 
 
 def compare(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> dict[str, Any]:

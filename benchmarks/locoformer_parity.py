@@ -8,47 +8,18 @@ Weights are random. Ratios are taken within a turn, so that what else the machin
 """
 
 import argparse
-import importlib.util
 import json
 import os
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from offkey.separation.locoformer import TFLocoformer
+from turns import load_file, middle, take_turns
 
 MAKE = Path(__file__).resolve().parents[1] / "tests" / "separation" / "locoformer_golden" / "make.py"
 RATE, N_FFT, HOP = 8000, 128, 64  # of the paper's WSJ0-2mix
-
-
-def golden_script() -> Any:
-    spec = importlib.util.spec_from_file_location("locoformer_golden_make", MAKE)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{MAKE} is not there: run this from a checkout")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def take_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way in each turn, after one turn that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def middle(values: list[float]) -> dict[str, float]:
-    low, mid, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": mid, "low": low, "high": high, "best": min(values)}
 
 
 def compare(script: Any, released: Any, config: dict[str, Any], mixture: torch.Tensor, repeats: int) -> dict[str, Any]:
@@ -82,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
 
-    script = golden_script()
+    script = load_file(MAKE, "locoformer_golden_make")
     clip = script.spectrum(7, 1, int(given.seconds * RATE / HOP) + 1, N_FFT // 2 + 1)
     short = clip[:, :40]
     one = {"ffn_type": ["swiglu_conv1d"], "ffn_hidden_dim": [384]}

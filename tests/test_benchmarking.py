@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +191,26 @@ def test_a_variant_of_another_form_is_refused(text: str) -> None:
 def test_two_rows_of_one_name_are_refused(small_set: Path, tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="'loudness'"):
         bench(small_set, tmp_path, ["loudness", "loudness=logmel-knn"], [0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_run_dies_with_the_benchmark(tmp_path: Path) -> None:
+    """No orphan works on in the folder in which the next start goes on."""
+    script = tmp_path / "run"
+    script.write_text(f"#!/bin/sh\ncd {tmp_path}\necho $$ > new\nmv new number\nexec sleep 60\n")
+    script.chmod(0o755)
+    code = f"import sys, offkey.benchmarking as b; sys.executable = {str(script)!r}; b._command(['fit'])"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    number = tmp_path / "number"
+    wait_for(number.exists)
+    child = int(number.read_text())
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+
+def wait_for(there: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -24,7 +24,7 @@ from offkey.data.source import Source
 from offkey.detector import Detector, FileVerdict, machine_key
 from offkey.evaluation.protocol import Protocol, ScoredClip, choose_protocol, evaluate
 from offkey.evaluation.result import Result
-from offkey.files import write_whole
+from offkey.files import sweep, write_whole
 from offkey.types import ClipMeta, Condition, Content, Domain, OffkeyError, Split
 
 __all__ = ["Assessment", "AssessmentError", "assess", "read_assessment"]
@@ -74,6 +74,7 @@ class Assessment:
                 known = (machine, clip.section, clip.domain.value, clip.condition.value)
                 alone = (repr(v.parts[name]) for name in names)
                 writer.writerow((clip.path.name, str(clip.path.absolute()), *known, *told, *alone))
+        sweep(folder)  # of an evaluation that was killed
         write_whole(folder / "scores.csv", text.getvalue())
         write_whole(folder / "embeddings.safetensors", numpy_bytes(dict(self.embeddings)))
         facts = {

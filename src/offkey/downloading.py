@@ -86,6 +86,7 @@ def download(
         destination.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(destination, told, patience.sleep):
             if destination.is_file() and mismatch(destination, size, digest) is None:
+                destination.with_name(f"{destination.name}.part.json").unlink(missing_ok=True)  # of a kill at the end
                 return destination
             return _Download(destination, size, digest, told, patience).run(urls)
     except OSError as error:

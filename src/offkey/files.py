@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
+import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["new_file_mode", "sha256", "write_whole"]
+from offkey.types import OffkeyError
+
+__all__ = ["new_file_mode", "read_pairs", "sha256", "sweep", "write_whole"]
+
+_LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # mkstemp's eight letters
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:
@@ -29,6 +37,35 @@ def write_whole(path: Path, content: bytes | str) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def read_pairs(path: Path, wrong: type[OffkeyError], form: str, fits: Callable[[str], bool]) -> dict[str, str]:
+    """Name -> value of a headerless CSV file with two columns, in its order; a name stands there once.
+
+    Raises `wrong` that names file and line where the file cannot be read, a row is not of the `form` that is told, or
+    its value does not fit, or a name is there twice.
+    """
+    rows: dict[str, str] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise wrong(f"{path} cannot be read ({error})") from None
+    for line, cells in enumerate(csv.reader(io.StringIO(text)), start=1):
+        if not cells:
+            continue
+        name, value = (cells[0].strip(), cells[1].strip()) if len(cells) == 2 else ("", "")
+        if not name or not fits(value):
+            raise wrong(f"{path}, line {line}: expected {form}, found {','.join(cells)!r}")
+        if name in rows:
+            raise wrong(f"{path}, line {line}: {name} is there twice; keep one row a clip")
+        rows[name] = value
+    return rows
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `write_whole` left in `folder` and below when its process died; nobody may be writing there."""
+    for path in [path for path in folder.rglob(".*.part") if _LEFT.fullmatch(path.name) and path.is_file()]:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

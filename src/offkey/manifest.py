@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from offkey.files import sha256, write_whole
+from offkey.files import sha256, sweep, write_whole
 from offkey.types import OffkeyError
 
 __all__ = ["MANIFEST", "Kind", "ManifestError", "read_manifest", "write_manifest"]
@@ -34,8 +34,12 @@ class Kind(NamedTuple):
 
 
 def write_manifest(folder: Path, names: Iterable[str], kind: Kind) -> None:
-    """Tell of the files `names`, paths below `folder` with "/" between, which are all there."""
+    """Tell of the files `names`, paths below `folder` with "/" between, which are all there.
+
+    What an earlier, killed process left half-written is removed.
+    """
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    sweep(folder)
     write_whole(folder / MANIFEST, json.dumps({"format": kind.format, "files": files}, indent=1))
 
 

@@ -109,11 +109,38 @@ def test_own_zips(offkey: Callable[..., Any], mirror: Any, published: Any, tmp_p
     assert not [path for path, _ in mirror.asked if path.endswith(".zip")]
 
 
+def test_a_year_with_pinned_checksums_is_had_by_its_own_catalogue(
+    offkey: Callable[..., Any], mirror: Any, tmp_path: Path
+) -> None:
+    """The miniature of 2023 is refused by offkey's catalogue, which pins the real one, and taken by that beside it."""
+    config = YearConfig(("fan", "Vacuum"), train_source=1, train_target=1, test_per_group=1, rate=8000)
+    site = pack_year(write_year(tmp_path / "mini", 2023, config), tmp_path / "site")
+    common = ("data", "fetch", "2023", "--root", tmp_path / "data", "--machines", "fan", "--from", site)
+    catalog = ("--catalog", site / "catalog.json")
+    refused = offkey(*common)
+    assert refused.code == 1
+    assert "its md5 is" in refused.err
+    assert not list((tmp_path / "data").rglob("*.wav"))
+    said = offkey(*common, *catalog)
+    assert said.code == 0, said.err
+    assert f"catalogue: {site / 'catalog.json'}, not offkey's own" in said.err
+    told = offkey("data", "list", *catalog, "--json").json["datasets"]
+    assert [one["name"] for one in told] == ["dcase2023"]
+    assert {archive["machine"] for archive in told[0]["archives"]} == {"fan", "Vacuum"}
+    again = offkey(*common)
+    assert again.code == 2
+    assert "choose another --root" in again.err
+    truth_of = ("data", "truth", "2023", "--root", tmp_path / "data", "--from", tmp_path / "mini" / "evaluator")
+    assert offkey(*truth_of).code == 2
+    assert offkey(*truth_of, *catalog).code == 0
+
+
 def test_miniature_is_what_a_fetch_would_bring(offkey: Callable[..., Any], tmp_path: Path) -> None:
     said = offkey("data", "miniature", "dcase2023", tmp_path / "mini", "--machines", "fan", "--site", tmp_path / "site")
     assert said.code == 0, said.err
     assert (tmp_path / "site/records/7882613/files/dev_fan.zip").is_file()
     assert offkey("data", "check", tmp_path / "mini" / "dcase2023t2").code == 0
+    assert f"--catalog {tmp_path / 'site' / 'catalog.json'}" in said.out
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,12 @@ def test_a_package_holds_what_was_evaluated(offkey: Call, model: Path, tmp_path:
     assert theirs["official_score"] == kept["official_score"]
     assert theirs["decisions"]["all"]["f1"] == kept["decisions"]["all"]["f1"]
     assert len(read_submission(folder)) == 16
+    assert offkey("submit", model, "--out", tmp_path / "package", "--label", "Doe_UNI_task2_1").code == 0
+    filled = folder / "Doe_UNI_task2_1.meta.yaml"
+    filled.write_text(meta.replace("TODO", "Doe"))
     again = offkey("submit", model, "--out", tmp_path / "package", "--label", "Doe_UNI_task2_1")
     assert again.code == 2
+    assert "TODO" not in filled.read_text()
     assert "is not empty" in again.err
 
 

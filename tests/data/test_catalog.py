@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from offkey.data.catalog import CATALOG, PARTS, CatalogError, chosen, dataset
+from offkey.data.catalog import CATALOG, PARTS, CatalogError, catalog_text, chosen, dataset, read_catalog
 
 
 def test_every_archive_of_the_facts_is_there_and_no_other(shared_data):
@@ -68,3 +68,54 @@ def test_wrong_names_are_told(ask, words):
         ask()
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_catalogue_of_ones_own_is_read_back(tmp_path):
+    path = tmp_path / "catalog.json"
+    path.write_text(catalog_text([CATALOG["dcase2023"]]))
+    (own,) = read_catalog(path).values()
+    assert (own.name, own.year, own.archives, own.truth) == (
+        "dcase2023", 2023, CATALOG["dcase2023"].archives, CATALOG["dcase2023"].truth
+    )  # fmt: skip
+    assert len(own.private) == 64
+    assert dataset("2023", read_catalog(path)) is not dataset("2023") is dataset(dataset("2023"))
+    with pytest.raises(CatalogError, match="there are dcase2023"):
+        dataset("2025", read_catalog(path))
+    again = json.loads(path.read_text())
+    again["datasets"][0]["archives"][0]["md5"] = "0" * 32
+    path.write_text(json.dumps(again))
+    assert read_catalog(path)["dcase2023"].private != own.private
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(format=2), "format 2 is not known"),
+        (lambda c: c.pop("datasets"), "is no catalogue"),
+        (lambda c: c["datasets"][0].update(name="mine"), "is called dcase<year>"),
+        (lambda c: c["datasets"][0].update(year=2019, name="dcase2019"), "is called dcase<year>"),
+        (lambda c: c["datasets"][0]["archives"][0].update(md5=None), "has no md5"),
+        (lambda c: c["datasets"][0]["archives"][0].update(machine="../fan"), "is no part, machine, record or zip"),
+        (lambda c: c["datasets"][0]["archives"][0].update(file="/etc/x.zip"), "is no part, machine, record or zip"),
+        (lambda c: c["datasets"][0]["archives"][0].update(file="x.tar"), "is no part, machine, record or zip"),
+        (lambda c: c["datasets"][0]["archives"][0].update(part="test"), "is no part, machine, record or zip"),
+        (lambda c: c["datasets"][0]["archives"].append(c["datasets"][0]["archives"][0]), "twice"),
+        (lambda c: c["datasets"][0].update(archives=[]), "has no archives"),
+        (lambda c: c["datasets"][0].update(truth={}), "the truth of dcase2023 is a repository"),
+        (lambda c: c["datasets"][0].update(truth={"repository": "../x"}), "the truth of dcase2023 is a repository"),
+        (lambda c: c["datasets"][0].update(archives=[{"url": "x"}]), "is no catalogue"),
+    ],
+)
+def test_a_catalogue_that_cannot_be_gone_by(tmp_path, change, words):
+    content = json.loads(catalog_text([CATALOG["dcase2023"]]))
+    change(content)
+    path = tmp_path / "catalog.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CatalogError, match=words) as error:
+        read_catalog(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_catalogue_that_is_not_there(tmp_path):
+    with pytest.raises(CatalogError, match="cannot be read"):
+        read_catalog(tmp_path / "none.json")

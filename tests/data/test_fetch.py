@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from offkey.data import archives, fetch, records
-from offkey.data.catalog import CATALOG
+from offkey.data.catalog import CATALOG, read_catalog
 from offkey.data.source import open_source
-from offkey.data.synthetic.years import YearConfig, pack_year, write_year
+from offkey.data.synthetic.years import CATALOG_FILE, YearConfig, pack_year, write_year
+from offkey.data.truth import take_truth
 from offkey.downloading import DownloadError, Patience
 from offkey.types import OffkeyError
 
@@ -424,3 +425,52 @@ def test_a_missing_table_of_attributes_is_said(world, published, tmp_path, monke
             new.writestr(name, content)
     world.get(source=own, parts=["dev"], mirror=None)
     assert any(f"{DEV} has no table of attributes" in line for line in world.told.lines)
+
+
+def test_catalogues_do_not_mix(world, published):
+    """What came by one catalogue is never taken for what another one promises, in neither direction."""
+    own = read_catalog(published.site / CATALOG_FILE)["dcase2025"]
+    is_right(world, published, world.get(name=own))
+    is_right(world, published, world.get(name=own))
+    with pytest.raises(fetch.FetchError, match="fetched by a catalogue of somebody's own"):
+        world.prepare()
+    with pytest.raises(fetch.FetchError, match="fetched by a catalogue of somebody's own"):
+        take_truth("dcase2025", world.root, published.mini.truth)
+    assert not (world.root / "dcase2025t2" / "truth").exists()
+    other = world.root.with_name("other")
+    world.get(root=other)
+    with pytest.raises(fetch.FetchError, match="fetched by offkey's own catalogue"):
+        world.prepare(root=other, name=own)
+
+
+def test_no_lock_file_overrules_the_catalogues_checksums(world, published):
+    """A lock that somebody made does not make 2023's archives others than the catalogue says."""
+    world.root.mkdir()
+    files = {"dev_fan.zip": {"size": 5, "md5": "0" * 32}}
+    record = {"number": "7882613", "title": "x", "licence": "y", "page": "", "asked": "", "files": files}
+    told = {"format": 1, "dataset": "dcase2023", "records": {"7882613": record}}
+    (world.root / "dcase2023t2.lock.json").write_text(json.dumps(told))
+    home = world.root / "dcase2023t2/dev_data/raw/fan"
+    home.mkdir(parents=True)
+    (home / ".fetched.json").write_text(json.dumps({"dev_fan.zip": {"md5": "0" * 32, "files": {}}}))
+    world.server.serve("/api/records/7882613", bad.status(404))
+    plan = world.prepare(name="dcase2023", machines=["fan"], parts=["dev"])
+    assert plan.present == ()
+    assert plan.pending[0][1].md5 == CATALOG["dcase2023"].archives[3].md5
+
+
+def test_a_kill_between_the_file_and_its_notes_leaves_no_notes(world, published, monkeypatch):
+    """The zip stands under its own name, and what was known of its part is still beside it."""
+    real = Path.replace
+
+    def deadly(self, target):
+        moved = real(self, target)
+        if str(target).endswith(f".zips/{DEV}"):
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "replace", deadly)
+    with pytest.raises(KeyboardInterrupt):
+        world.get()
+    monkeypatch.setattr(Path, "replace", real)
+    is_right(world, published, world.get())

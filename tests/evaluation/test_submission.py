@@ -259,9 +259,14 @@ def test_a_package_is_laid_out_as_the_challenge_asks_for(tmp_path):
         f"task2/Doe_UNI_task2_1/{name}" for name in (SCORES, DECISIONS, "Doe_UNI_task2_1.meta.yaml")
     ]
     assert paths[-1].read_text() == "a: 1\n"
-    assert len(write_package(tmp_path, "Doe_UNI_task2_1", clips_of(), "a: 1\n")) == 3
-    with pytest.raises(SubmissionError, match="also holds anomaly_score_fan"):
-        write_package(tmp_path, "Doe_UNI_task2_1", clips_of("valve"), "a: 1\n")
+    times = [path.stat().st_mtime_ns for path in paths]
+    assert write_package(tmp_path, "Doe_UNI_task2_1", clips_of(), "a: 1\n") == paths
+    assert [path.stat().st_mtime_ns for path in paths] == times
+    for clips, meta in ((clips_of("valve"), "a: 1\n"), (clips_of(), "a: 2\n")):
+        with pytest.raises(SubmissionError, match="is not empty, and holds another submission"):
+            write_package(tmp_path, "Doe_UNI_task2_1", clips, meta)
+        assert [path.stat().st_mtime_ns for path in paths] == times
+        assert [path.name for path in (tmp_path / "task2").iterdir()] == ["Doe_UNI_task2_1"]
 
 
 def test_truth_of_the_organisers_list(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 
 from offkey.benchmarking import Contestant
 from offkey.reproducing import EXPERIMENTS, Plan, ReproduceError, experiment
-from offkey.reproducing.plan import COSTS, count, estimate, find_clips
+from offkey.reproducing.clips import find_clips
+from offkey.reproducing.plan import COSTS, count, estimate
 from offkey.types import Split
 
 Planned = Callable[..., Plan]

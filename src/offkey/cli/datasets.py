@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,19 @@ import typer
 from offkey.cli.output import Bars, complain, print_json, print_table
 
 if TYPE_CHECKING:
+    from offkey.data.catalog import Dataset
     from offkey.data.fetch import Outcome, Plan
 
 ROOT = Annotated[Path, typer.Option("--root", metavar="DIR", help="Folder that the data set's own folder goes into.")]
 MIRROR = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Ask this address first, with Zenodo's (GitHub's) paths below it."),
+]
+CATALOG = Annotated[
+    Path | None,
+    typer.Option(
+        "--catalog", metavar="FILE", help="Go by this catalogue (of `offkey data miniature --site`), not by offkey's."
+    ),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -28,14 +36,23 @@ def add_to(group: typer.Typer) -> None:
     group.command("miniature")(miniature)
 
 
+def _known(catalog: Path | None) -> Mapping[str, Dataset]:
+    """The data sets of a catalogue of one's own, else offkey's."""
+    from offkey.data.catalog import CATALOG, read_catalog
+
+    return CATALOG if catalog is None else read_catalog(catalog)
+
+
 def list_sets(
     names: Annotated[list[str] | None, typer.Argument(help="Data sets; left out: all.")] = None,
+    catalog: CATALOG = None,
     as_json: JSON = False,
 ) -> None:
     """Say which data sets can be fetched, and what they hold."""
-    from offkey.data.catalog import CATALOG, PARTS, dataset
+    from offkey.data.catalog import PARTS, dataset
 
-    sets = [dataset(name) for name in names] if names else list(CATALOG.values())
+    known = _known(catalog)
+    sets = [dataset(name, known) for name in names] if names else list(known.values())
     if as_json:
         print_json(
             {
@@ -76,14 +93,18 @@ def fetch(
         typer.Option("--from", metavar="FOLDER", help="Take the zips from this folder; nothing is downloaded."),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep-zips", help="Keep the zips after unpacking.")] = False,
+    catalog: CATALOG = None,
     as_json: JSON = False,
 ) -> int:
     """Download, verify and unpack a data set; the same command goes on after a stop (exit 1: some could not be had)."""
+    from offkey.data.catalog import dataset
     from offkey.data.fetch import fetch as get
     from offkey.data.fetch import prepare
 
     with Bars() as bars:
-        plan = prepare(name, root, _words(machines), _words(parts), mirror, source, bars)
+        plan = prepare(dataset(name, _known(catalog)), root, _words(machines), _words(parts), mirror, source, bars)
+    if catalog is not None:
+        typer.echo(f"catalogue: {catalog}, not offkey's own", err=True)
     _tell_plan(plan, keep)
     with Bars() as bars:
         outcome = get(plan, keep, bars)
@@ -146,16 +167,22 @@ def truth(
         ),
     ] = None,
     mirror: MIRROR = None,
+    catalog: CATALOG = None,
     as_json: JSON = False,
 ) -> int:
     """Put the truth of an evaluation set beside it, for `offkey evaluate --truth`; it stays on your disk."""
     from offkey.data.catalog import dataset
     from offkey.data.truth import take_truth
 
-    page = dataset(name).truth.page
-    typer.echo(f"truth of {dataset(name).name}: the organisers', {page}; their licence forbids passing it on", err=True)
+    which = dataset(name, _known(catalog))
+    page = which.truth.page
+    typer.echo(f"truth of {which.name}: the organisers', {page}; their licence forbids passing it on", err=True)
+    if source is None and which.truth.repository is not None and which.truth.commit is None:
+        typer.echo(
+            "note: which commit is right is not known; the newest one is taken, and named in SOURCE.json", err=True
+        )
     with Bars() as bars:
-        found = take_truth(name, root, source, mirror, bars)
+        found = take_truth(which, root, source, mirror, bars)
     if as_json:
         print_json(
             {"folder": str(found.folder), "origin": found.origin, "commit": found.commit, "clips": dict(found.clips)}
@@ -179,7 +206,7 @@ def miniature(
 ) -> int:
     """Write a year's layout in miniature with simulated sound, truth included, to try everything without the net."""
     from offkey.data.catalog import chosen, dataset
-    from offkey.data.synthetic.years import YearConfig, pack_year, write_year
+    from offkey.data.synthetic.years import CATALOG_FILE, YearConfig, pack_year, write_year
 
     which = dataset(name)
     names = tuple(_words(machines))
@@ -189,5 +216,8 @@ def miniature(
     if site is not None:
         pack_year(made, site)
         typer.echo(f"archives: {site}; serve them: python -m http.server --directory {site}")
-        typer.echo(f"next: offkey data fetch {which.name} --root DIR --mirror http://127.0.0.1:8000")
+        typer.echo(
+            f"next: offkey data fetch {which.name} --root DIR --mirror http://127.0.0.1:8000 "
+            f"--catalog {site / CATALOG_FILE}"
+        )
     return 0

@@ -156,8 +156,8 @@ def _tell(plan: Plan, as_json: bool) -> int:
     """The plan with its estimates; nothing is written."""
     from offkey.encoders import encoder_class
     from offkey.encoders.weights import WeightsError, find
-    from offkey.reproducing.clips import lacking
-    from offkey.reproducing.plan import COSTS, count, estimate, find_clips
+    from offkey.reproducing.clips import find_clips, lacking
+    from offkey.reproducing.plan import COSTS, count, estimate
     from offkey.reproducing.stages import STAGES
 
     clips = find_clips(plan)
@@ -214,7 +214,9 @@ def _tell(plan: Plan, as_json: bool) -> int:
         ["all", "", _hours(total["cpu_hours"] * 3600), _hours(total["gpu_hours"] * 3600),
          f"{total['memory_bytes'] / _GIB:.1f} GiB", f"{total['disk_bytes'] / _GIB:.2f} GiB"]
     )  # fmt: skip
-    print_table(["system", "seeds", "2 cores", "one GPU", "memory", "disk"], rows, f"estimates, clips {counts.told}")
+    header = ["system", "seeds", "2 cores", "one GPU (estimate)", "memory", "disk"]
+    print_table(header, rows, f"estimates, clips {counts.told}")
+    typer.echo("All times are estimates; nothing was ever measured on a GPU. Where each number comes from:")
     for part in used:
         typer.echo(
             f"  {part}: {COSTS[part].cpu:g} s a clip on two cores, {COSTS[part].gpu:g} s on a GPU. {COSTS[part].origin}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -14,6 +14,7 @@ from offkey.types import OffkeyError
 if TYPE_CHECKING:
     from offkey.detector import Detector
     from offkey.evaluation.meta import MetaFacts
+    from offkey.evaluation.protocol import Protocol, ScoredClip
 
 MOST = 4
 """How many submissions a team may hand in."""
@@ -38,7 +39,7 @@ def submit(
     year: Annotated[int | None, typer.Option(help="Challenge whose names are used (default: the data set's).")] = None,
 ) -> int:
     """Write score and decision files, checked against the data set, and the meta file with every TODO to be filled."""
-    from offkey.evaluation.submission import check_label
+    from offkey.evaluation.submission import check_label, write_package
 
     models = [model for run in runs for model in _models(run, seed)]
     if len(models) > MOST:
@@ -51,14 +52,12 @@ def submit(
         raise OffkeyError("two submissions have the same label; count them from 1 to 4")
     for text in labels:
         check_label(text)
-    for text in labels:
-        folder = out / "task2" / text
-        if folder.is_dir() and any(folder.iterdir()):
-            raise OffkeyError(f"{folder} is not empty; give another --out, so that no old file is handed in")
-    remarks = [
-        remark for model, text in zip(models, labels, strict=True) for remark in _one(model, out, text, source, year)
-    ]
-    for remark in dict.fromkeys(remarks):
+    packages = [_one(model, text, source, year) for model, text in zip(models, labels, strict=True)]  # checked first
+    for text, package in zip(labels, packages, strict=True):
+        files = write_package(out, text, package.scored, package.meta, package.protocol)
+        machines = len({clip.machine for clip in package.scored})
+        typer.echo(f"{text}: {len(package.scored)} clips of {machines} machines, {len(files)} files")
+    for remark in dict.fromkeys(remark for package in packages for remark in package.remarks):
         complain(remark)
     typer.echo(f"next: replace every TODO in {out / 'task2'}/*/*.meta.yaml, add the technical report, and zip task2/")
     return 0
@@ -81,14 +80,23 @@ def _models(run: Path, seed: int | None) -> Sequence[Path]:
     return models
 
 
-def _one(model: Path, out: Path, label: str, source: Path | None, year: int | None) -> list[str]:
-    """Write one submission; what is to be said of it."""
+class _Package(NamedTuple):
+    """One submission before it is written; `remarks` are to be said of it."""
+
+    scored: list[ScoredClip]
+    meta: str
+    protocol: Protocol
+    remarks: list[str]
+
+
+def _one(model: Path, label: str, source: Path | None, year: int | None) -> _Package:
+    """Check what a detector scored against the data set."""
     from offkey.assessment import FOLDER, read_assessment
     from offkey.data.source import open_source
     from offkey.detector import Detector, machine_key
     from offkey.evaluation.meta import meta_yaml
     from offkey.evaluation.protocol import ScoredClip, choose_protocol
-    from offkey.evaluation.submission import check_scored, write_package
+    from offkey.evaluation.submission import check_scored
     from offkey.types import Content
 
     kept = read_assessment(model / FOLDER)
@@ -99,9 +107,12 @@ def _one(model: Path, out: Path, label: str, source: Path | None, year: int | No
             "challenge asks for a score for every clip"
         )
     data = open_source(source if source is not None else Path(kept.facts["source"]))
-    scored = [
-        ScoredClip(c.file, c.machine, c.section, c.domain, c.condition, c.score, c.is_anomalous) for c in kept.clips
-    ]
+    scored = [  # a detector of several sections knows its machines as fan/01, the challenge as fan
+        ScoredClip(
+            c.file, c.machine.removesuffix(f"/{c.section}"), c.section, c.domain, c.condition, c.score, c.is_anomalous
+        )
+        for c in kept.clips
+    ]  # fmt: skip
     detector = Detector.load(model)
     protocol = choose_protocol(year if year is not None else data.year, scored)
     known = [c for c in data.test() if c.content is Content.MIXTURE]
@@ -110,9 +121,7 @@ def _one(model: Path, out: Path, label: str, source: Path | None, year: int | No
     without = sorted({clip.machine for clip in known} - {clip.machine for clip in wanted})
     if without:
         remarks.append(f"machines of the data set that {model} does not know are left out: {', '.join(without)}")
-    files = write_package(out, label, scored, meta_yaml(label, _facts(detector, kept.result)), protocol)
-    typer.echo(f"{label}: {len(scored)} clips of {len({c.machine for c in scored})} machines, {len(files)} files")
-    return remarks
+    return _Package(scored, meta_yaml(label, _facts(detector, kept.result)), protocol, remarks)
 
 
 def _facts(detector: Detector, result: object) -> MetaFacts:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from offkey.types import OffkeyError
 
-__all__ = ["CATALOG", "PARTS", "Archive", "CatalogError", "Dataset", "Part", "TruthSource", "chosen", "dataset"]
+__all__ = [
+    "CATALOG",
+    "PARTS",
+    "Archive",
+    "CatalogError",
+    "Dataset",
+    "Part",
+    "TruthSource",
+    "catalog_text",
+    "chosen",
+    "dataset",
+    "described",
+    "read_catalog",
+]
 
 Part = Literal["dev", "additional", "eval"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -18,7 +35,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class CatalogError(OffkeyError):
-    """A data set, machine or part that nobody knows; the message names those that there are."""
+    """A data set, machine or part that nobody knows, or a catalogue that cannot be read; the message says what is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +77,17 @@ class TruthSource:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """One year of the challenge."""
+    """One year of the challenge.
+
+    `private` is None in offkey's own catalogue; else the hash of what a catalogue of somebody's own says of it, which
+    the lock file keeps, so that nothing fetched by one catalogue is taken for what another one promises.
+    """
 
     name: str
     year: int
     archives: tuple[Archive, ...]
     truth: TruthSource
+    private: str | None = None
 
     @property
     def folder(self) -> str:
@@ -180,19 +202,85 @@ CATALOG = MappingProxyType(
 """Data sets by name."""
 
 
-def dataset(name: str) -> Dataset:
-    """The data set called `name`: "dcase2025", "2025", "DCASE2025T2".
+def dataset(name: str | Dataset, catalog: Mapping[str, Dataset] = CATALOG) -> Dataset:
+    """The data set called `name`: "dcase2025", "2025", "DCASE2025T2"; one that is given is given back.
 
     Raises CatalogError that names the nearest ones.
 
     >>> dataset("DCASE2026T2").year
     2026
     """
+    if isinstance(name, Dataset):
+        return name
     asked = name.lower().removesuffix("t2").replace("-", "").replace("_", "")
     asked = f"dcase{asked}" if asked.isdigit() else asked
-    if asked in CATALOG:
-        return CATALOG[asked]
-    raise CatalogError(f"no data set is called {name!r}; there are {', '.join(CATALOG)}")
+    if asked in catalog:
+        return catalog[asked]
+    raise CatalogError(f"no data set is called {name!r}; there are {', '.join(catalog)}")
+
+
+_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def described(one: Dataset) -> dict[str, Any]:
+    """A data set as `read_catalog` reads it, for JSON."""
+    return {
+        "name": one.name,
+        "year": one.year,
+        "archives": [asdict(archive) for archive in one.archives],
+        "truth": asdict(one.truth),
+    }
+
+
+def catalog_text(sets: Iterable[Dataset]) -> str:
+    """Data sets as the text that `read_catalog` reads."""
+    return json.dumps({"format": _FORMAT, "datasets": [described(one) for one in sets]}, indent=1) + "\n"
+
+
+def read_catalog(path: Path) -> dict[str, Dataset]:
+    """A catalogue of one's own: data sets by name, of a year that offkey knows, with an MD5 for every archive.
+
+    The file is `{"format": 1, "datasets": [{"name", "year", "archives": [{"part", "machine", "record", "file",
+    "md5"}, …], "truth": {"repository", "commit"} or {"record", "file"}}, …]}`. `offkey data miniature --site` writes
+    one beside its zips. What it says stands beside offkey's own catalogue and changes nothing in it.
+
+    Raises CatalogError that names the entry that is missing, or is no plain name of a file.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["format"] != _FORMAT:
+            raise CatalogError(f"{path}: format {told['format']!r} is not known here; expected {_FORMAT}")
+        found = [_read(path, entry) for entry in told["datasets"]]
+    except OSError as error:
+        raise CatalogError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CatalogError(f"{path} is no catalogue ({error!r}); expected format, datasets, archives, truth") from error
+    return {one.name: one for one in found}
+
+
+def _read(path: Path, entry: dict[str, Any]) -> Dataset:
+    year = f"dcase{entry['year']}"
+    if entry["name"] != year or year not in CATALOG:
+        raise CatalogError(f"{path}: a data set is called dcase<year>, {', '.join(CATALOG)}, not {entry['name']!r}")
+    for told in entry["archives"]:
+        names = [told[key] for key in ("part", "machine", "record", "file")]
+        wrong = [name for name in names if not isinstance(name, str) or not _NAME.fullmatch(name)]
+        if wrong or names[0] not in PARTS or not names[3].endswith(".zip"):
+            raise CatalogError(f"{path}: {wrong[0] if wrong else names!r} is no part, machine, record or zip file")
+        if not re.fullmatch(r"[0-9a-f]{32}", str(told.get("md5"))):
+            raise CatalogError(f"{path}: {names[3]} has no md5; a catalogue of one's own tells one for every archive")
+    archives = tuple(Archive(**told) for told in entry["archives"])
+    twice = [one.file for at, one in enumerate(archives) if one.file in {other.file for other in archives[:at]}]
+    if twice or not archives:
+        raise CatalogError(f"{path}: {year} has {f'{twice[0]} twice' if twice else 'no archives'}")
+    truth = TruthSource(**entry["truth"])
+    words = [word for text in asdict(truth).values() if text is not None for word in str(text).split("/")]
+    if not all(_NAME.fullmatch(word) for word in words) or not (truth.repository or (truth.record and truth.file)):
+        raise CatalogError(f"{path}: the truth of {year} is a repository OWNER/NAME, or a file of a record")
+    own = Dataset(year, int(entry["year"]), archives, truth)
+    digest = hashlib.sha256(json.dumps(described(own), sort_keys=True).encode()).hexdigest()
+    return replace(own, private=digest)
 
 
 def chosen(year: Dataset, machines: Iterable[str] = (), parts: Iterable[str] = PARTS) -> tuple[Archive, ...]:

@@ -86,13 +86,13 @@ class Outcome:
     failed: tuple[tuple[Archive, str], ...] = ()
 
 
-def data_folder(root: Path, name: str) -> Path:
+def data_folder(root: Path, name: str | Dataset) -> Path:
     """The folder of a data set below the user's root: `DIR/dcase2025t2`."""
     return Path(root) / dataset(name).folder
 
 
 def prepare(
-    name: str,
+    name: str | Dataset,
     root: Path,
     machines: Iterable[str] = (),
     parts: Iterable[str] = PARTS,
@@ -105,6 +105,7 @@ def prepare(
 
     `mirror` is an address that is asked before Zenodo, with Zenodo's paths (`/api/records/N`, `/records/N/files/NAME`)
     or the bare file names below it. `source` is a folder of zips that the user has: then nothing is downloaded.
+    `name` may be a Dataset of `offkey.data.catalog.read_catalog`.
 
     Nothing of the data comes over the net here. Raises CatalogError for an unknown name, machine or part; FetchError
     where a record has changed since it was pinned, lacks a file, or cannot be asked while something is not pinned.
@@ -119,7 +120,7 @@ def prepare(
     lock.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(lock, told, patience.sleep):
         _sweep(lock.parent, f".{lock.name}.*.part")
-        known = read_lock(lock)
+        known = read_lock(lock, which.private)
         pins = {archive.file: pin_of(archive, known) for archive in archives}
         present = tuple(archive for archive in archives if _is_whole(folder, archive, pins[archive.file]))
         wanted = [archive for archive in archives if archive not in present]
@@ -139,8 +140,8 @@ def prepare(
                 )
                 continue
             known[number] = agreed(asked, known.get(number), mine)
-        if known:
-            write_lock(lock, which.name, known)
+        if known or which.private:
+            write_lock(lock, which.name, known, which.private)
     pending = tuple((archive, pin_of(archive, known)) for archive in wanted)
     records = tuple(known[number] for number in dict.fromkeys(a.record for a in wanted) if number in known)
     return Plan(which, folder, pending, present, records, mirror, found, absent, tuple(remarks))
@@ -333,8 +334,9 @@ def _merge(ready: Path, home: Path, archive: Archive) -> None:
             # two tables of attributes of one machine: both are read
             target = target.with_name(f"{target.stem}_{archive.part}{target.suffix}")
         moves.append((path, target))
+    for folder in dict.fromkeys(target.parent for _, target in moves):
+        folder.mkdir(parents=True, exist_ok=True)  # all of them first: moving needs no room, these may
     for path, target in moves:
-        target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
 
 

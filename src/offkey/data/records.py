@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from offkey.data.catalog import Archive
 from offkey.downloading import DownloadError, Patience, download
@@ -143,7 +144,7 @@ def pin_of(archive: Archive, known: dict[str, Record]) -> Pin:
     """What is known of an archive's bytes: by its record where that was asked, else by the catalogue."""
     record = known.get(archive.record)
     pin = record.files.get(archive.file, Pin()) if record is not None else Pin()
-    return replace(pin, md5=pin.md5 or archive.md5)
+    return replace(pin, md5=archive.md5 or pin.md5)  # no lock file overrules the catalogue
 
 
 def agreed(asked: Record, pinned: Record | None, wanted: Sequence[Archive]) -> Record:
@@ -165,12 +166,23 @@ def agreed(asked: Record, pinned: Record | None, wanted: Sequence[Archive]) -> R
     return replace(asked, files={**asked.files, **before})
 
 
-def read_lock(lock: Path) -> dict[str, Record]:
-    """Records by number as the lock file has them; none where there is no such file. Raises FetchError."""
+def read_lock(lock: Path, private: str | None = None) -> dict[str, Record]:
+    """Records by number as the lock file has them; none where there is no such file.
+
+    `private` is the hash of the catalogue of one's own that is gone by, None for offkey's. Raises FetchError where the
+    lock file is damaged, or another catalogue made it.
+    """
     if not lock.is_file():
         return {}
     try:
         told = json.loads(lock.read_text(encoding="utf-8"))
+        if told.get("catalog") != private:
+            made = "a catalogue of somebody's own" if told.get("catalog") else "offkey's own catalogue"
+            raise FetchError(
+                f"{lock}: what lies beside it was fetched by {made}, and another one is gone by now "
+                f"({'with' if private else 'without'} --catalog). They must not mix: choose another --root, or "
+                "remove both"
+            )
         return {
             number: Record(**{**record, "files": {key: Pin(**pin) for key, pin in record["files"].items()}})
             for number, record in told["records"].items()
@@ -179,8 +191,10 @@ def read_lock(lock: Path) -> dict[str, Record]:
         raise FetchError(f"{lock} cannot be read ({error}); remove it to ask the records anew") from error
 
 
-def write_lock(lock: Path, name: str, known: dict[str, Record]) -> None:
-    """Write the lock file of the data set `name`, ordered by record."""
+def write_lock(lock: Path, name: str, known: dict[str, Record], private: str | None = None) -> None:
+    """Write the lock file of the data set `name`, ordered by record; `private` as in `read_lock`."""
     records = {number: asdict(known[number]) for number in sorted(known)}
-    text = json.dumps({"format": 1, "dataset": name, "records": records}, indent=1, ensure_ascii=False)
-    write_whole(lock, text + "\n")
+    told: dict[str, Any] = {"format": 1, "dataset": name, "records": records}
+    if private is not None:
+        told["catalog"] = private
+    write_whole(lock, json.dumps(told, indent=1, ensure_ascii=False) + "\n")

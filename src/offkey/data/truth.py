@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 from offkey.data.archives import ArchiveError, Limits, unpack
 from offkey.data.catalog import Dataset, dataset
 from offkey.data.fetch import data_folder
-from offkey.data.records import PATIENT, ZENODO
+from offkey.data.records import PATIENT, ZENODO, lock_file, read_lock
 from offkey.downloading import Patience, download, one_at_a_time
-from offkey.files import sha256, write_whole
+from offkey.files import read_pairs, sha256, sweep, write_whole
 from offkey.progress import Progress, Quiet
 from offkey.types import Condition, OffkeyError
 
@@ -48,12 +48,12 @@ class TruthSet:
     clips: dict[str, int]
 
 
-def truth_folder(root: Path, name: str) -> Path:
+def truth_folder(root: Path, name: str | Dataset) -> Path:
     """Where the truth of a data set lies below the user's root."""
     return data_folder(root, name) / "truth"
 
 
-def find_truth(root: Path, name: str) -> TruthSet | None:
+def find_truth(root: Path, name: str | Dataset) -> TruthSet | None:
     """The truth that `take_truth` put there, None where there is none.
 
     Raises TruthError where a file of it has changed since.
@@ -73,7 +73,7 @@ def find_truth(root: Path, name: str) -> TruthSet | None:
 
 
 def take_truth(
-    name: str,
+    name: str | Dataset,
     root: Path,
     source: Path | None = None,
     mirror: str | None = None,
@@ -87,19 +87,22 @@ def take_truth(
     list from Zenodo) at the catalogue's commit, `mirror` being asked first; where the catalogue knows no commit, the
     newest one is taken and named in `SOURCE.json`.
 
-    Raises TruthError where the source holds no truth, or one of other machines; DownloadError where nothing can be had.
+    Raises TruthError where the source holds no truth, or one of other machines; DownloadError where nothing can be had;
+    FetchError where the data there were fetched by another catalogue than `name` is of.
     """
     told = progress or Quiet()
     which = dataset(name)
     folder = truth_folder(root, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    read_lock(lock_file(folder.parent), which.private)  # another catalogue's data are none of this truth's
     with one_at_a_time(folder, told, patience.sleep):
-        known = find_truth(root, name)
-        if known is not None:
-            return known
         work = folder.with_name(".truth.part")
         shutil.rmtree(work, ignore_errors=True)
         try:
+            known = find_truth(root, name)
+            if known is not None:
+                _come(which, folder.parent).unlink(missing_ok=True)  # of a kill at the very end
+                return known
             fetched: Path | None = None
             commit, origin, place = None, str(source), source
             if place is None:
@@ -119,21 +122,27 @@ def take_truth(
         finally:
             shutil.rmtree(work, ignore_errors=True)
             shutil.rmtree(folder.with_name(".evaluator"), ignore_errors=True)
+            sweep(folder.with_name(".zips"))
     return TruthSet(folder, origin, commit, found)
+
+
+def _come(which: Dataset, folder: Path) -> Path:
+    """Where the organisers' zip or list lies until its truth is taken from it."""
+    truth = which.truth
+    return folder / ".zips" / str(truth.file if truth.repository is None else f"evaluator-{truth.commit or 'HEAD'}.zip")
 
 
 def _fetched(
     which: Dataset, folder: Path, mirror: str | None, progress: Progress, patience: Patience
 ) -> tuple[Path, str | None]:
     """The organisers' zip or list on this disk, and the commit that it is of."""
-    truth, near = which.truth, mirror.rstrip("/") if mirror else None
+    truth, near, place = which.truth, mirror.rstrip("/") if mirror else None, _come(which, folder)
     if truth.repository is None:
         tail = f"/records/{truth.record}/files/{truth.file}"
         urls = [*([near + tail] if near else []), f"{ZENODO}{tail}?download=1"]
-        return download(urls, folder / ".zips" / str(truth.file), progress=progress, patience=patience), None
+        return download(urls, place, progress=progress, patience=patience), None
     tail = f"/{truth.repository}/archive/{truth.commit or 'HEAD'}.zip"
     urls = [*([near + tail] if near else []), GITHUB + tail]
-    place = folder / ".zips" / f"evaluator-{truth.commit or 'HEAD'}.zip"
     if truth.commit is None:
         place.unlink(missing_ok=True)
     try:
@@ -216,20 +225,7 @@ def _from_tables(source: Path, work: Path) -> dict[str, int]:
 
 def _rows(path: Path) -> dict[str, str]:
     """Clip -> "0" or "1" of a headerless table."""
-    rows: dict[str, str] = {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TruthError(f"{path} cannot be read ({error})") from None
-    for line, cells in enumerate(csv.reader(io.StringIO(text)), start=1):
-        if not cells:
-            continue
-        if len(cells) != 2 or cells[1].strip() not in ("0", "1"):
-            raise TruthError(f"{path}, line {line}: expected file,0 or file,1, found {','.join(cells)!r}")
-        if cells[0] in rows:
-            raise TruthError(f"{path}, line {line}: {cells[0]} is there twice")
-        rows[cells[0]] = cells[1].strip()
-    return rows
+    return read_pairs(path, TruthError, "file,0 or file,1", lambda value: value in ("0", "1"))
 
 
 def _from_lists(which: Dataset, source: Path, work: Path) -> dict[str, int]:

@@ -13,12 +13,13 @@ import csv
 import io
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from offkey.evaluation.protocol import PROTOCOLS, Protocol, ScoredClip
-from offkey.files import write_whole
+from offkey.files import read_pairs, write_whole
 from offkey.types import ClipMeta, Condition, Domain, OffkeyError
 
 __all__ = [
@@ -153,15 +154,26 @@ def write_package(
 ) -> list[Path]:
     """Write one submission of a package into `out/task2/<label>/`: result files and `<label>.meta.yaml`; their paths.
 
-    Raises as `check_label` and `write_submission` do, and where the folder holds result files of other machines (they
-    would be taken for part of this submission).
+    The folder appears whole or not at all; one that holds this very submission already is left as it is, so that a call
+    after a kill goes on. Raises as `check_label` and `write_submission` do, and where the folder holds something else
+    (old files would be handed in, or a meta file that a person has filled in would be lost).
     """
     folder = out / "task2" / check_label(label)
-    written = write_submission(folder, scored, protocol=protocol)
-    strangers = sorted(p.name for p in folder.iterdir() if _FILE.fullmatch(p.name) and p not in written)
-    if strangers:
-        raise SubmissionError(f"{folder} also holds {strangers[0]} of another submission; give an empty --out")
-    return [*written, write_whole(folder / f"{label}.meta.yaml", meta)]
+    work = folder.with_name(f".{label}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        written = [*write_submission(work, scored, protocol=protocol), write_whole(work / f"{label}.meta.yaml", meta)]
+        names = [path.name for path in written]
+        there = {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
+        if not there:
+            work.replace(folder)  # over an empty folder, too
+        elif there != {path.name: path.read_bytes() for path in written}:
+            raise SubmissionError(
+                f"{folder} is not empty, and holds another submission, or one that was edited; give another --out"
+            )
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return [folder / name for name in names]
 
 
 def read_submission(folder: Path, truth: Truth | None = None) -> list[ScoredClip]:
@@ -315,30 +327,22 @@ def _truth_table(path: Path) -> dict[tuple[str, str], tuple[Domain, Condition]]:
 
 def _rows(path: Path) -> dict[str, float]:
     """File name → number of a headerless two-column file."""
-    found: dict[str, float] = {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SubmissionError(f"{path} cannot be read ({error})") from None
-    for line, row in enumerate(csv.reader(io.StringIO(text)), start=1):
-        if not row:
-            continue
-        try:
-            file, number = row[0].strip(), float(row[1])
-            if len(row) != 2 or not file:
-                raise ValueError
-        except (ValueError, IndexError):
-            raise SubmissionError(
-                f"{path}, line {line}: expected file,number and no header, found {','.join(row)!r}"
-            ) from None
+    rows = read_pairs(path, SubmissionError, "file,number and no header", _is_number)
+    found = {file: float(value) for file, value in rows.items()}
+    for line, (file, number) in enumerate(found.items(), start=1):
         if not math.isfinite(number):
-            raise SubmissionError(f"{path}, line {line}: the value of {file} is {number}; give a finite one")
-        if file in found:
-            raise SubmissionError(f"{path}, line {line}: {file} is there twice; keep one row a clip")
-        found[file] = number
+            raise SubmissionError(f"{path}, row {line}: the value of {file} is {number}; give a finite one")
     if not found:
         raise SubmissionError(f"{path} is empty; it needs one row a test clip")
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _binary(path: Path) -> dict[str, bool]:

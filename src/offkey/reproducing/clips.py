@@ -1,16 +1,36 @@
-"""The clips of an experiment: what is lacking, which were there at an earlier start, and links to exactly these."""
+"""The clips of an experiment: which are needed, lacking, or were there at an earlier start; links to exactly these."""
 
 from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from offkey.reproducing.plan import Plan, mixtures
-from offkey.types import ClipMeta, Condition, Split
+from offkey.data.source import NoRecordings, open_source
+from offkey.reproducing.plan import Plan
+from offkey.types import ClipMeta, Condition, Content, Split
 
-__all__ = ["lacking", "lay_out", "read_listing"]
+__all__ = ["find_clips", "lacking", "lay_out", "mixtures", "read_listing"]
+
+
+def find_clips(plan: Plan) -> list[ClipMeta]:
+    """The clips in `Plan.folder` that are needed: all of the judged machines, training clips of the others.
+
+    Empty where nothing is there.
+    """
+    try:
+        clips = open_source(plan.folder()).clips
+    except NoRecordings:
+        return []
+    others = set(plan.experiment.others) if plan.additional else set()
+    judged = set(plan.judged)
+    return [c for c in clips if c.machine in judged or (c.machine in others and c.split is not Split.TEST)]
+
+
+def mixtures(clips: Iterable[ClipMeta], split: Split) -> list[ClipMeta]:
+    """The clips of a split in which the machine sounds in its surroundings."""
+    return [clip for clip in clips if clip.split is split and clip.content is Content.MIXTURE]
 
 
 def lacking(plan: Plan, clips: Sequence[ClipMeta]) -> list[str]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from offkey.benchmarking import Contestant
 from offkey.data.catalog import CATALOG
-from offkey.data.source import NoRecordings, open_source
 from offkey.separation.config import Size
 from offkey.systems.config import SystemConfig, load_preset
-from offkey.types import ClipMeta, Content, OffkeyError, Split
+from offkey.types import ClipMeta, OffkeyError, Split
 
 __all__ = [
     "COSTS",
@@ -33,7 +32,6 @@ __all__ = [
     "count",
     "estimate",
     "experiment",
-    "find_clips",
 ]
 
 
@@ -186,20 +184,6 @@ class Plan:
         )
 
 
-def find_clips(plan: Plan) -> list[ClipMeta]:
-    """The clips in `Plan.folder` that are needed: all of the judged machines, training clips of the others.
-
-    Empty where nothing is there.
-    """
-    try:
-        clips = open_source(plan.folder()).clips
-    except NoRecordings:
-        return []
-    others = set(plan.experiment.others) if plan.additional else set()
-    judged = set(plan.judged)
-    return [c for c in clips if c.machine in judged or (c.machine in others and c.split is not Split.TEST)]
-
-
 # ---- how much
 
 
@@ -329,8 +313,3 @@ def estimate(name: str, config: SystemConfig, counts: Counts, additional: bool) 
         disk,
         tuple(dict.fromkeys(part for part, _ in parts)),
     )
-
-
-def mixtures(clips: Iterable[ClipMeta], split: Split) -> list[ClipMeta]:
-    """The clips of a split in which the machine sounds in its surroundings."""
-    return [clip for clip in clips if clip.split is split and clip.content is Content.MIXTURE]

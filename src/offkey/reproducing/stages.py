@@ -35,10 +35,10 @@ from offkey.evaluation.protocol import PROTOCOLS, EvaluationError, ScoredClip, e
 from offkey.evaluation.result import Result
 from offkey.evaluation.submission import Truth, read_truth
 from offkey.evaluation.tables import Run
-from offkey.files import sha256, write_whole
+from offkey.files import sha256, sweep, write_whole
 from offkey.progress import Progress
-from offkey.reproducing.clips import lacking, lay_out, read_listing
-from offkey.reproducing.plan import Plan, ReproduceError, find_clips
+from offkey.reproducing.clips import find_clips, lacking, lay_out, read_listing
+from offkey.reproducing.plan import Plan, ReproduceError
 from offkey.reproducing.provenance import commit, hardware, versions
 from offkey.reproducing.tables import Comparison, compare, remarks_of
 from offkey.separation.fitting import fit_separator
@@ -116,6 +116,7 @@ def reproduce(work: Work, stages: Sequence[Stage] | None = None) -> Comparison |
             work.progress.say(f"{stage.name}: {stage.about}")
             work.facts[stage.name] = stage.run(work)
             _write_json(work.path("stages", f"{stage.name}.json"), work.facts[stage.name])
+        sweep(work.plan.out)
     return work.comparison
 
 

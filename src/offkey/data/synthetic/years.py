@@ -15,19 +15,22 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from offkey.data.catalog import Archive, Dataset, Part, dataset
+from offkey.data.catalog import Archive, Dataset, Part, catalog_text, dataset, read_catalog
 from offkey.data.synthetic.config import MACHINES, SynthConfig
 from offkey.data.synthetic.dataset import render_clip
 from offkey.data.synthetic.plan import ClipPlan, plan_clips
 from offkey.files import write_whole
 from offkey.types import Condition, Content, Domain, Split
 
-__all__ = ["Miniature", "YearConfig", "pack_year", "write_year"]
+__all__ = ["CATALOG_FILE", "Miniature", "YearConfig", "pack_year", "write_year"]
+
+CATALOG_FILE = "catalog.json"
+"""Beside packed miniatures: what `offkey data fetch --catalog` goes by, for their checksums are not the real data's."""
 
 # Machines whose attributes the organisers hide (2024: those that their later tables reveal; 2026 is not known).
 _HIDDEN = {
@@ -128,11 +131,12 @@ def pack_year(miniature: Miniature, site: Path) -> Path:
 
     A server of plain files at `site` is a mirror for `offkey data fetch` and `offkey data truth`:
     `api/records/N` (what Zenodo's API says), `records/N/files/NAME.zip`, and the evaluator as
-    `OWNER/REPOSITORY/archive/COMMIT.zip` (2020: the list of the truth in its record). Equal miniatures give equal
-    bytes.
+    `OWNER/REPOSITORY/archive/COMMIT.zip` (2020: the list of the truth in its record). `catalog.json` is the catalogue
+    of all the years that were packed here. Equal miniatures give equal bytes.
     """
     which = dataset(miniature.folder.name)
     records: dict[str, list[dict[str, object]]] = {}
+    packed: list[Archive] = []
     for archive in which.archives:
         home = miniature.folder / archive.folder / archive.machine
         if not home.is_dir():
@@ -141,6 +145,7 @@ def pack_year(miniature: Miniature, site: Path) -> Path:
         content = _zip([(f"{archive.machine}/{path.relative_to(home).as_posix()}", path) for path in files])
         write_whole(site / "records" / archive.record / "files" / archive.file, content)
         records.setdefault(archive.record, []).append(_entry(archive.file, content))
+        packed.append(replace(archive, md5=_md5(content)))
     source = which.truth
     if source.repository is None:
         content = (miniature.truth / str(source.file)).read_bytes()
@@ -150,9 +155,9 @@ def pack_year(miniature: Miniature, site: Path) -> Path:
         commit = source.commit or hashlib.sha1(which.name.encode(), usedforsecurity=False).hexdigest()
         top = f"{source.repository.rpartition('/')[2]}-{commit}"
         files = [path for path in sorted(miniature.truth.rglob("*")) if path.is_file()]
-        packed = [(f"{top}/{path.relative_to(miniature.truth).as_posix()}", path) for path in files]
+        tables = [(f"{top}/{path.relative_to(miniature.truth).as_posix()}", path) for path in files]
         name = f"{source.commit or 'HEAD'}.zip"
-        write_whole(site / source.repository / "archive" / name, _zip(packed, commit.encode()))
+        write_whole(site / source.repository / "archive" / name, _zip(tables, commit.encode()))
     for number, entries in records.items():
         answer = {
             "id": int(number),
@@ -160,6 +165,10 @@ def pack_year(miniature: Miniature, site: Path) -> Path:
             "files": entries,
         }
         write_whole(site / "api" / "records" / number, json.dumps(answer, indent=1) + "\n")
+    place = site / CATALOG_FILE
+    known = read_catalog(place) if place.is_file() else {}
+    known[which.name] = replace(which, archives=tuple(packed))
+    write_whole(place, catalog_text(known[name] for name in sorted(known)))
     return site
 
 
@@ -289,8 +298,11 @@ def _belongs(archive: Archive, path: Path, home: Path) -> bool:
 
 
 def _entry(name: str, content: bytes) -> dict[str, object]:
-    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return {"key": name, "size": len(content), "checksum": f"md5:{digest}"}
+    return {"key": name, "size": len(content), "checksum": f"md5:{_md5(content)}"}
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _zip(files: Sequence[tuple[str, Path]], comment: bytes = b"") -> bytes:
