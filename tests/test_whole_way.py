@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from benchmarks import years
 
+from benchmarks import years
 from offkey.data.synthetic.years import YearConfig, pack_year, write_year
 
 SMALL = {**years.SPARSE, "train_source": 3, "train_target": 1}
