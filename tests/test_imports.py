@@ -39,9 +39,15 @@ ROOMS["explaining"] = {"types", "files", "audio", "scoring"}
 ROOMS["views"] = {"types", "audio", "models", "systems"}
 BELOW = {*ROOMS, "card"}
 ROOMS["card"] = {"objectives", "scoring", "detector"}  # the detector for an annotation alone
-ROOMS["detector"] = (BELOW | {"keeping"}) - {"evaluation"}  # which writes and reads it, when it is asked to
+ROOMS["alarms"] = {"types", "scoring", "detector"}  # here too
+# keeping writes and reads it, updating extends it, when they are asked to
+ROOMS["detector"] = (BELOW | {"alarms", "keeping", "updating"}) - {"evaluation"}
 ROOMS["keeping"] = (BELOW | {"detector"}) - {"evaluation", "card"}
-ROOMS["fitting"] = (BELOW | {"detector", "__init__"}) - {"evaluation", "card"}
+ROOMS["fitting"] = (BELOW | {"alarms", "detector", "__init__"}) - {"evaluation", "card"}
+ROOMS["updating"] = {
+    "types", "manifest", "progress", "audio", "data", "explaining", "views", "detector", "fitting", "__init__"
+}  # fmt: skip
+ROOMS["watching"] = {"types", "files", "audio", "data", "scoring", "alarms", "detector"}
 ROOMS["assessment"] = {"types", "files", "progress", "data", "detector", "evaluation"}
 ROOMS["benchmarking"] = {"types", "files", "progress", "assessment", "evaluation", "report", "__init__"}
 ROOMS["reproducing"] = {

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["write_card"]
 
+_SHOWN = 5
+
 
 def write_card(detector: Detector) -> str:
     """Markdown: data, settings, calibration and limits of a fitted detector, with its own numbers."""
     config, facts = detector.config, detector.facts
-    alpha = config.calibration.false_alarm_rate
+    rates = {known.calibration.alpha for known in detector.machines.values()}
     lines = [
         f"# Detector: {', '.join(detector.machines)}",
         "",
@@ -80,13 +82,16 @@ def write_card(detector: Detector) -> str:
             f"{listens['embedding']:,} numbers a clip, which are compared with those of the normal clips.",
             "",
         ]
+    told = ", ".join(f"{100 * rate:.4g}" for rate in sorted(rates))
     lines += [
+        *_updates(detector),
         "## Alarms",
         "",
-        f"An alarm is a score above the threshold, set so that about {100 * alpha:g} % of normal clips raise one "
+        f"An alarm is a score above the threshold, set so that about {told} % of normal clips raise one "
         f"({config.calibration.method}; cross-fitted: no clip was judged by a scorer that was fitted on it). The rate "
-        f"holds for recordings made like those above; it needs at least {clips_needed(alpha)} normal clips.",
+        f"holds for recordings made like those above; it needs at least {clips_needed(min(rates))} normal clips.",
         "",
+        *_true_rates(detector),
         "## Limits",
         "",
         "- A new microphone, place, mounting or setting is strange to the detector even if the machine is well.",
@@ -94,3 +99,38 @@ def write_card(detector: Detector) -> str:
         "- Clips cut from one recording are not independent: the promise is weaker then, false alarms come in runs.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _true_rates(detector: Detector) -> list[str]:
+    """In what range the true rate lies, a machine each: normal clips are a sample, and so is the threshold."""
+    lines = []
+    for name, known in detector.machines.items():
+        calibration = known.calibration
+        if calibration.method == "gamma" or not math.isfinite(calibration.threshold()):
+            continue
+        low, high = (100 * end for end in calibration.true_rate())
+        each = "" if calibration.domain is None else " in each domain"
+        lines.append(
+            f"- {name}: with {len(calibration.scores)} clips behind the threshold, the true rate{each} lies between "
+            f"{low:.2g} % and {high:.2g} % for nineteen of twenty detectors made like this one."
+        )
+    return [*lines, ""] if lines else []
+
+
+def _updates(detector: Detector) -> list[str]:
+    """What was added after the detector had been fitted."""
+    updates = detector.facts.get("updates") or []
+    if not updates:
+        return []
+    lines = ["## Added later", "", "Without training: reference, scorers and threshold are new, networks are not.", ""]
+    for entry in updates:
+        why = "called false alarms" if entry["reason"] == "false-alarm" else "normal clips"
+        names = entry["clips"]
+        shown = ", ".join(f"`{name}`" for name in names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+        lines.append(f"- {entry['when'][:10]}, {entry['machine']}: {len(names)} {why} ({shown})")
+    if any(entry["reason"] == "false-alarm" for entry in updates):
+        lines += [
+            "",
+            "Clips that were called false alarms are no sample of all clips: the rate errs towards fewer alarms.",
+        ]
+    return [*lines, ""]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from offkey.alarms import with_rate
 from offkey.audio.cache import ArrayCache, default_cache_dir
 from offkey.audio.mel import LogMel
 from offkey.data.dcase import parse_name
@@ -25,7 +26,7 @@ from offkey.explaining import (
     nearest_rows,
     ordinary,
 )
-from offkey.scoring import Calibration, NormalQuantile, Query, Scorer, blend
+from offkey.scoring import Calibration, FalseAlarms, NormalQuantile, Query, Scorer, blend
 from offkey.separation.front_end import FrontEnd
 from offkey.separation.stems import STEMS_BYTES
 from offkey.systems.config import SystemConfig, ViewScorer
@@ -251,6 +252,14 @@ class Detector:
         """The network that all machines share, if there is one."""
         return self.networks.get(SHARED)
 
+    def machine_of(self, clip: ClipMeta, machine: str | None = None) -> str:
+        """The machine that a clip is judged as: `machine`, or what name and folders tell; DetectorError otherwise."""
+        return self._key(clip, machine)
+
+    def reader(self) -> ClipReader:
+        """Reads clips as this detector hears them, its front end included."""
+        return self._reader()
+
     def threshold(self, machine: str) -> float:
         """The score above which `machine` raises an alarm; infinite where too few normal clips back the rate."""
         return self.machines[machine].calibration.threshold()
@@ -315,6 +324,23 @@ class Detector:
             return FileVerdict(path, None, refused)
         reason = next((failure.problem for failure in failures if failure.path == path), "could not be read")
         return FileVerdict(path, None, reason)
+
+    # ---- false alarms, and normal clips that come later
+
+    def with_false_alarms(self, wanted: str | FalseAlarms, clip_every: float | None = None) -> Detector:
+        """The same detector with thresholds for another rate: "5%" of clips, or "1/week" a machine.
+
+        `clip_every`: seconds from one clip to the next; by default clips as long as the normal ones come back to back.
+        Scores and p-values stay as they are. `offkey.alarms.shortfall` tells where too few clips stand behind the rate.
+        """
+        wanted = FalseAlarms.parse(wanted) if isinstance(wanted, str) else wanted
+        return replace(self, machines=with_rate(self.machines, wanted, clip_every)[0])
+
+    def update(self, clips: Sequence[str | Path | ClipMeta], **keywords: Any) -> Detector:
+        """A new detector that also knows these normal clips; nothing is trained. See `offkey.updating.update`."""
+        from offkey.updating import update
+
+        return update(self, clips, **keywords)
 
     # ---- disk
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import offkey
+from offkey.alarms import with_rate
 from offkey.audio.cache import ArrayCache, default_cache_dir
 from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
@@ -31,7 +32,7 @@ from offkey.detector import Detector, DetectorError, MachineDetector
 from offkey.explaining import Profile, ProfileBuilder
 from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
-from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, cross_fit
+from offkey.scoring import Calibration, FalseAlarms, NormalQuantile, Reference, blend, build_scorer, cross_fit
 from offkey.scoring.calibrate import clips_needed
 from offkey.separation.front_end import FrontEnd
 from offkey.separation.stems import STEMS_BYTES, Stems
@@ -43,10 +44,10 @@ from offkey.systems.network import check_encoder
 from offkey.systems.reconstructive import train_reconstructive
 from offkey.systems.retrieval import encoder_facts, frozen_network, settle_parts
 from offkey.training.distributed import leads
-from offkey.types import ClipMeta, Condition, Content, OffkeyError, Split
+from offkey.types import ClipMeta, Condition, Content, Domain, OffkeyError, Split
 from offkey.views import SHARED, Views
 
-__all__ = ["FitError", "fit"]
+__all__ = ["FitError", "fit", "fit_machine", "fit_reference"]
 
 SMALLEST_REFERENCE = 2
 EMBED_BATCH = 16
@@ -68,6 +69,8 @@ def fit(
     overwrite: bool = False,
     progress: Progress | None = None,
     failures: list[Failure] | None = None,
+    false_alarms: str | FalseAlarms | None = None,
+    clip_every: float | None = None,
 ) -> Detector:
     """Learn a detector from normal recordings.
 
@@ -75,6 +78,10 @@ def fit(
     the system asks for them, its supplemental ones) are heard. `system`: the name of a preset, the path of a TOML
     file, or settings. `overrides`: `KEY=VALUE` texts. `out`: where the detector is saved; without it nothing stays
     on disk. `machines`: only these. Clips that cannot be read are left out and appended to `failures`.
+
+    `false_alarms`: the rate that a threshold is set for, a machine: a share of clips ("5%", 0.05) or a frequency
+    ("1/week") where a clip comes every `clip_every` seconds (default: back to back, as long as the median normal
+    clip). It stands above the setting `calibration.false_alarm_rate`.
 
     A killed run, started again with the same arguments, goes on where it stopped and ends with the same weights.
 
@@ -86,15 +93,18 @@ def fit(
     config = system if isinstance(system, SystemConfig) else load_preset(system, overrides)
     if seed is not None:
         config = config.model_copy(update={"seed": seed})
+    wanted = FalseAlarms.parse(false_alarms) if isinstance(false_alarms, str) else false_alarms
     source = source if isinstance(source, Source) else open_source(Path(source))
     clips, extra = _training_clips(source, machines)
     front_end, separator = _separators(config)
-    asked = {"settings": config.model_dump(mode="json"), "clips": _fingerprint(clips + extra)}
+    asked: dict[str, Any] = {"settings": config.model_dump(mode="json"), "clips": _fingerprint(clips + extra)}
     if front_end is not None or separator is not None:  # a path may hold other weights than last time
         asked["separators"] = [
             front_end.fingerprint if front_end is not None else "",
             separator.fingerprint() if separator is not None else "",
         ]
+    if wanted is not None:
+        asked["false_alarms"] = [wanted.share, wanted.per_second, clip_every]
     if out is not None:
         out = Path(out)
         finished = _finished(out, asked, overwrite)
@@ -106,11 +116,14 @@ def fit(
     check_encoder(config)  # before minutes of reading
     stem_cache = ArrayCache(default_cache_dir() / "stems", STEMS_BYTES)
     reader = ClipReader(config.audio, stem_cache if front_end else ArrayCache(default_cache_dir()), front_end)
+    lengths: dict[Path, float] = {}
     clips, extra = (
-        _readable(clips, reader, workers, progress, failures),
-        _readable(extra, reader, workers, Quiet(), failures),
+        _readable(clips, reader, workers, progress, failures, lengths),
+        _readable(extra, reader, workers, Quiet(), failures, {}),
     )
     _enough(clips, source)
+    if wanted is not None:
+        config = _with_rate(config, clips, wanted, clip_every, lengths)
     config, reasons = choose(config, clips, extra)
     for reason in reasons:
         progress.say(reason)
@@ -148,6 +161,10 @@ def fit(
             progress=progress,
             failures=failures,
         )
+        if wanted is not None:
+            detector.machines, told = with_rate(detector.machines, wanted, clip_every)
+            for sentence in told:
+                progress.say(sentence)
         detector.front_end = front_end
         detector.reasons = tuple(reasons)
         detector.facts |= {
@@ -226,14 +243,40 @@ def _training_clips(source: Source, machines: Sequence[str]) -> tuple[list[ClipM
     return train, extra
 
 
+def _with_rate(
+    config: SystemConfig,
+    clips: Sequence[ClipMeta],
+    wanted: FalseAlarms,
+    clip_every: float | None,
+    lengths: Mapping[Path, float],
+) -> SystemConfig:
+    """The settings with the lowest rate that any machine asks for: so many clips are held out of training."""
+    medians = [
+        float(np.median([lengths[clips[place].path] for place in members])) for members in _groups(clips).values()
+    ]
+    rate = min(wanted.share_of(clip_every or seconds) for seconds in medians)
+    calibration = config.calibration.model_copy(update={"false_alarm_rate": rate})
+    return config.model_copy(update={"calibration": calibration})
+
+
 def _readable(
-    clips: list[ClipMeta], reader: ClipReader, workers: int, progress: Progress, failures: list[Failure]
+    clips: list[ClipMeta],
+    reader: ClipReader,
+    workers: int,
+    progress: Progress,
+    failures: list[Failure],
+    lengths: dict[Path, float],
 ) -> list[ClipMeta]:
-    """The clips that decode; the others go to `failures`. One pass now, so that no epoch stumbles later."""
+    """The clips that decode; the others go to `failures`. One pass now, so that no epoch stumbles later.
+
+    `lengths` receives the seconds of each.
+    """
     bad: list[Failure] = []
     order = [list(range(at, min(at + EMBED_BATCH, len(clips)))) for at in range(0, len(clips), EMBED_BATCH)]
     progress.start("reading", len(clips))
     for batch in load_batches(clips, order, reader, None, workers=workers, failures=bad):
+        for place, length in zip(batch.place.tolist(), batch.lengths.tolist(), strict=True):
+            lengths[clips[place].path] = length / reader.config.rate
         progress.step(int(batch.place.max()) + 1)
     failures += bad
     broken = {failure.path for failure in bad}
@@ -368,12 +411,38 @@ def fit_machine(
 ) -> MachineDetector:
     """Scorers on all normal clips of one machine, and a calibration in which no clip meets a scorer that knows it.
 
-    A network finds the clips that it was trained on too ordinary. Where enough clips were held out of its training
-    (`held_out`), the threshold and the scales on which scores are blended rest on their cross-fitted scores alone;
-    otherwise on those of all clips.
+    `held_out` are the clips that the network did not learn from.
     """
-    domains = [clip.domain.value for clip in clips]
-    identities = [labels.encode(clip)[0] if labels is not None else -1 for clip in clips]
+    return fit_reference(
+        name,
+        [clip.path.name for clip in clips],
+        [clip.domain.value for clip in clips],
+        [labels.encode(clip)[0] if labels is not None else -1 for clip in clips],
+        embeddings,
+        profile,
+        config,
+        np.array([clip.path in held_out for clip in clips]),
+        config.calibration.false_alarm_rate,
+    )
+
+
+def fit_reference(
+    name: str,
+    clips: Sequence[str],
+    domains: Sequence[str],
+    identities: Sequence[int],
+    embeddings: Mapping[str, NDArray[np.float32]],
+    profile: Profile,
+    config: SystemConfig,
+    fresh: NDArray[np.bool_],
+    rate: float,
+) -> MachineDetector:
+    """What a machine's detector is of its normal clips: (N,) names, domains, identities, and a view each (N, D).
+
+    A network finds the clips that it was trained on too ordinary. Where enough clips are `fresh` (N,), held out of
+    its training, the threshold for a false-alarm `rate` and the scales on which scores are blended rest on their
+    cross-fitted scores alone; otherwise on those of all clips.
+    """
     references = {view: Reference(array, domain=domains, identity=identities) for view, array in embeddings.items()}
     entries = config.scoring.scorers
     settings = config.calibration
@@ -383,20 +452,21 @@ def fit_machine(
         build = partial(build_scorer, entry.scorer, config.seed)
         parts[:, number] = cross_fit(build, references[entry.view], settings.folds, seed=config.seed)
         scorers.append(build().fit(references[entry.view]))
-    fresh = np.array([clip.path in held_out for clip in clips])
-    if fresh.sum() < clips_needed(settings.false_alarm_rate):
-        fresh[:] = True
+    if fresh.sum() < clips_needed(rate):
+        fresh = np.ones(len(clips), dtype=bool)
     blended = range(len(entries)) if len(config.scoring.voters) > 1 else ()
     quantiles = tuple(NormalQuantile.of(parts[fresh, number]) for number in blended)
     scores = blend(parts, quantiles, [entry.weight for entry in entries])
+    told = np.array(domains)[fresh]
+    apart = settings.each_domain and set(told.tolist()) == {Domain.SOURCE.value, Domain.TARGET.value}
     return MachineDetector(
         name=name,
-        clips=tuple(clip.path.name for clip in clips),
+        clips=tuple(clips),
         domains=tuple(domains),
         identities=tuple(identities),
-        embeddings=embeddings,
+        embeddings=dict(embeddings),
         scorers=tuple(scorers),
         quantiles=quantiles,
-        calibration=Calibration(scores[fresh], settings.method, settings.false_alarm_rate),
+        calibration=Calibration(scores[fresh], settings.method, rate, told if apart else None),
         profile=profile,
     )

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, gamma
+from scipy.stats import beta, betabinom, binom, gamma, kstest
 
 from offkey.scoring import (
     Calibration,
@@ -15,6 +15,7 @@ from offkey.scoring import (
     Reference,
     ScoringError,
     clips_needed,
+    rate_law,
 )
 from offkey.scoring import cross_fit as fit_across
 from offkey.scoring.base import Scorer, ScorerOptions
@@ -258,3 +259,87 @@ def test_refuses_what_is_no_rate(alpha):
 def test_a_score_that_is_nan_has_no_p_value():
     with pytest.raises(ScoringError, match="NaN"):
         Calibration([1.0]).p_value(float("nan"))
+
+
+# ---- the guarantee: beta and beta-binomial laws
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.05, 0.01])
+def test_the_true_rate_has_the_beta_law(alpha):
+    """200 detectors, 150 normal clips each; scores are uniform, so the true rate is 1 - threshold, without noise."""
+    rng = np.random.default_rng(10)
+    rates = [1 - Calibration(rng.random(150), alpha=alpha).threshold() for _ in range(200)]
+    assert kstest(rates, beta(*rate_law(150, alpha)).cdf).pvalue > 0.001
+    low, high = Calibration(rng.random(150), alpha=alpha).true_rate()
+    assert 0.90 < np.mean([low <= rate <= high for rate in rates]) < 0.99
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.05, 0.01])
+def test_false_alarms_of_fresh_clips_lie_in_the_band(alpha):
+    """200 repetitions of 150 normal clips and 100 fresh ones: alarms of all are beta-binomial, and so is each count."""
+    rng, n, fresh = np.random.default_rng(11), 150, 100
+    law = betabinom(fresh, *rate_law(n, alpha))
+    counts = np.array(
+        [(rng.gumbel(size=fresh) > Calibration(rng.gumbel(size=n), alpha=alpha).threshold()).sum() for _ in range(200)]
+    )
+    assert abs(counts.mean() - law.mean()) < 3.3 * law.std() / math.sqrt(200)
+    inside = (counts >= law.ppf(0.025)) & (counts <= law.ppf(0.975))
+    assert inside.mean() >= binom.ppf(0.001, 200, law.cdf(law.ppf(0.975)) - law.cdf(law.ppf(0.025) - 1)) / 200
+    # one fresh clip a detector: exactly binomial
+    single = sum(rng.gumbel() > Calibration(rng.gumbel(size=n), alpha=alpha).threshold() for _ in range(200))
+    low, high = binom.ppf([0.001, 0.999], 200, rate_law(n, alpha)[0] / (n + 1))
+    assert low <= single <= high
+
+
+def test_a_real_scorer_with_cross_fitting_stays_in_the_band():
+    """Nearest neighbours fitted on all 100 clips, calibrated on cross-fitted scores: no more than the band allows."""
+    rng, fresh, n = np.random.default_rng(12), 30, 100
+    alphas = (0.1, 0.05, 0.01)
+
+    def build():
+        return Neighbours(NeighboursOptions(metric="euclidean"))
+
+    counts = []
+    for _ in range(200):
+        reference = Reference(rng.normal(size=(n, 3)))
+        calibration = Calibration(fit_across(build, reference))
+        new = build().fit(reference).score(Reference(rng.normal(size=(fresh, 3))).query())
+        counts.append([int((new > calibration.threshold(alpha)).sum()) for alpha in alphas])
+    for alpha, mean in zip(alphas, np.mean(counts, axis=0), strict=True):
+        law = betabinom(fresh, *rate_law(n, alpha))
+        spread = 3.3 * law.std() / math.sqrt(200)
+        assert mean <= law.mean() + spread
+        assert mean >= 0.7 * law.mean() - spread  # errs towards fewer alarms, but not far
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.05, 0.01])
+@pytest.mark.parametrize("values", [2, 5, 40])
+def test_tied_scores_alarm_no_more_often(alpha, values):
+    rng = np.random.default_rng(13)
+    rates = []
+    for _ in range(200):
+        threshold = Calibration(rng.integers(values, size=150), alpha=alpha).threshold()
+        rates.append((values - 1 - threshold) / values)  # the chance of a value above it
+    a, b = rate_law(150, alpha)
+    assert np.mean(rates) <= a / (a + b) + 3.3 * np.std(rates) / math.sqrt(200)
+    assert np.mean(np.array(rates) > beta(a, b).ppf(0.975)) <= binom.ppf(0.999, 200, 0.025) / 200
+
+
+def test_the_range_of_the_true_rate():
+    low, high = Calibration(np.arange(60.0), alpha=0.1).true_rate()
+    assert (round(low, 3), round(high, 3)) == (0.038, 0.184)
+    assert Calibration(np.arange(60.0), alpha=0.01).true_rate() == (0.0, 0.0)
+    assert Calibration(np.arange(60.0), "gamma").true_rate() == (0.0, 1.0)
+    apart = Calibration(np.arange(60.0), alpha=0.1, domain=["source"] * 45 + ["target"] * 15)
+    assert apart.true_rate()[0] == 0.0
+    assert apart.true_rate()[1] == pytest.approx(beta.ppf(0.975, *rate_law(15, 0.1)))
+
+
+@pytest.mark.parametrize("n", [1, 9, 10, 99, 150])
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1, 0.5])
+def test_the_law_counts_the_clips_above_the_threshold(n, alpha):
+    a, b = rate_law(n, alpha)
+    assert a + b == n + 1
+    assert a / (n + 1) <= alpha + 1e-12 < (a + 1) / (n + 1) + 1e-9
+    threshold = Calibration(np.arange(float(n)), alpha=alpha).threshold()
+    assert a == (0 if math.isinf(threshold) else int((np.arange(n) >= threshold).sum()))

@@ -20,6 +20,8 @@ from offkey.cli import (
     score,
     separate,
     submit,
+    update,
+    watch,
     weights,
 )
 from offkey.cli.output import complain
@@ -63,6 +65,8 @@ app.add_typer(weights.app, name="weights")
 app.command("fit")(fit.fit)
 app.command("score")(score.score)
 app.command("explain")(explain.explain)
+app.command("watch")(watch.watch)
+app.command("update")(update.update)
 app.command("fit-separator")(separate.fit_separator)
 app.command("separate")(separate.separate)
 app.command("remix")(remix.remix)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from offkey.cli.output import Bars, print_json, report_failures
+from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, clips_every, false_alarms_of
 
 if TYPE_CHECKING:
     from offkey.data.loader import Failure
@@ -34,6 +35,8 @@ def fit(
         Literal["machines", "settings"],
         typer.Option(help="What the sub-folders of a plain folder are: machines or settings."),
     ] = "machines",
+    false_alarms: FalseAlarmsOption = None,
+    clip_every: ClipEveryOption = None,
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the detector in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -55,6 +58,8 @@ def fit(
             overwrite=overwrite,
             progress=bars,
             failures=failures,
+            false_alarms=false_alarms_of(false_alarms),
+            clip_every=clips_every(clip_every),
         )
     from offkey.training.distributed import leads
 

@@ -11,6 +11,7 @@ import typer
 
 from offkey.cli.explain import pictures
 from offkey.cli.output import Bars, complain, folder_or_file, print_json
+from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, clips_every, false_alarms_of
 
 HEADER = ("file", "score", "p_value", "threshold", "is_anomalous", "error")
 
@@ -24,14 +25,24 @@ def score(
         Path | None,
         typer.Option("--explain", help="Folder for a picture a file: where it departs from normal."),
     ] = None,
+    false_alarms: FalseAlarmsOption = None,
+    clip_every: ClipEveryOption = None,
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Judge recordings: score, p-value, alarm. One row a file in the order given; unusable files are named (exit 1)."""
+    from offkey.alarms import clip_seconds, shortfall
     from offkey.detector import Detector
     from offkey.files import write_whole
 
     detector = Detector.load(model)
+    wanted = false_alarms_of(false_alarms)
+    if wanted is not None:
+        detector = detector.with_false_alarms(wanted, clips_every(clip_every))
+        for name, known in detector.machines.items():
+            missing = shortfall(known.calibration, clips_every(clip_every) or clip_seconds(known))
+            if missing:
+                complain(f"{name}: {missing}")
     files = [file for path in paths for file in folder_or_file(path)]
     if not files:
         complain(f"no audio files in {', '.join(map(str, paths))}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions, ScoringError
 from offkey.scoring.blend import NormalQuantile, blend
-from offkey.scoring.calibrate import Calibration, clips_needed, cross_fit, folds_of
+from offkey.scoring.calibrate import Calibration, clips_needed, cross_fit, folds_of, rate_law
 from offkey.scoring.density import Density, DensityOptions
 from offkey.scoring.gmm import Mixture, MixtureOptions
 from offkey.scoring.magnitude import Level, LevelOptions
 from offkey.scoring.mahalanobis import Mahalanobis, MahalanobisOptions
 from offkey.scoring.neighbours import Neighbours, NeighboursOptions
+from offkey.scoring.rate import FalseAlarms
 from offkey.scoring.table import SCORERS, ScorerConfig, build_scorer, scorer_from_state
 
 __all__ = [
@@ -38,4 +39,6 @@ __all__ = [
     "clips_needed",
     "cross_fit",
     "folds_of",
+    "rate_law",
+    "FalseAlarms",
 ]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from offkey.scoring.base import Reference, Scorer, ScoringError
 
-__all__ = ["Calibration", "clips_needed", "cross_fit", "folds_of"]
+__all__ = ["Calibration", "clips_needed", "cross_fit", "folds_of", "rate_law"]
 
 _LEAVE_ONE_OUT = 20  # with so few clips a fold of several would cost the reference too much
 
@@ -99,6 +99,23 @@ def clips_needed(alpha: float) -> int:
     return math.ceil(1.0 / _rate(alpha) - 1e-9) - 1
 
 
+def rate_law(n: int, alpha: float) -> tuple[int, int]:
+    """(a, b): with n normal clips the true false-alarm rate of a conformal threshold for `alpha` is Beta(a, b).
+
+    a = n + 1 - ⌈(n+1)(1-α)⌉ is the rank of the threshold from above, b = n + 1 - a. The law is that of one
+    draw of calibration clips under a fixed scorer with continuous scores (the rank of an order statistic); where
+    scores are tied, the rate is stochastically smaller. Its mean a/(n+1) is at most α. Of M fresh normal clips
+    the alarms are then beta-binomial(M, a, b). a = 0: no alarm is ever raised.
+
+    Source: V. Vovk, Conditional validity of inductive conformal predictors, Machine Learning 92, 2013.
+
+    >>> rate_law(60, 0.1)
+    (6, 55)
+    """
+    allowed = n + 1 - math.ceil((n + 1) * (1 - _rate(alpha)) - 1e-9)
+    return min(allowed, n), n + 1 - min(allowed, n)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """Cross-fitted scores of normal clips, and what follows from them.
@@ -144,8 +161,8 @@ class Calibration:
         scores.setflags(write=False)
         object.__setattr__(self, "scores", scores)
 
-    def _pools(self) -> list[NDArray[np.float64]]:
-        """The sorted scores among which a clip is ranked: all, or each domain's."""
+    def pools(self) -> list[NDArray[np.float64]]:
+        """The sorted scores among which a clip is ranked, an array a pool: all, or each domain's."""
         if self.domain is None:
             return [self.scores]
         return [self.scores[self.domain == name] for name in sorted(set(self.domain.tolist()))]
@@ -160,7 +177,7 @@ class Calibration:
         if np.isnan(asked).any():
             raise ScoringError("a score to calibrate is NaN; leave that clip out")
         found = np.zeros(asked.shape)
-        for pool in self._pools():
+        for pool in self.pools():
             above = len(pool) - np.searchsorted(pool, asked, side="left")
             found = np.maximum(found, (1.0 + above) / (len(pool) + 1.0))
         return found
@@ -178,7 +195,7 @@ class Calibration:
         Infinity where α < 1/(n+1): nothing can be promised then, and no alarm is ever raised (see `warning`).
         """
         highest = -math.inf
-        for pool in self._pools():
+        for pool in self.pools():
             rank = math.ceil((len(pool) + 1) * (1 - _rate(alpha)) - 1e-9)
             highest = max(highest, math.inf if rank > len(pool) else float(pool[max(rank, 1) - 1]))
         return highest
@@ -217,10 +234,32 @@ class Calibration:
             best = 0
         return float(values[0] + spread * found[best])
 
+    def true_rate(self, alpha: float | None = None, share: float = 0.95) -> tuple[float, float]:
+        """The range in which the true false-alarm rate lies for a share of detectors calibrated on so many clips.
+
+        Equal tails of `rate_law`. With `domain` it is a bound for each domain: (0, the highest upper end). The gamma
+        rule promises nothing; the range is (0, 1).
+        """
+        from scipy.special import betaincinv
+
+        rate = _rate(self.alpha if alpha is None else alpha)
+        if self.method == "gamma":
+            return 0.0, 1.0
+        ends = []
+        for pool in self.pools():
+            a, b = rate_law(len(pool), rate)
+            tails = ((1 - share) / 2, (1 + share) / 2)
+            ends.append(
+                (0.0, 0.0) if a == 0 else (float(betaincinv(a, b, tails[0])), float(betaincinv(a, b, tails[1])))
+            )
+        if math.isinf(self.threshold(rate)):
+            return 0.0, 0.0
+        return ends[0] if len(ends) == 1 else (0.0, max(high for _, high in ends))
+
     def warning(self, alpha: float | None = None) -> str | None:
         """What to tell people where too few clips stand behind the wanted rate; None where all is well."""
         rate = _rate(self.alpha if alpha is None else alpha)
-        n, needed = min(len(pool) for pool in self._pools()), clips_needed(rate)
+        n, needed = min(len(pool) for pool in self.pools()), clips_needed(rate)
         where = "" if self.domain is None else " in the smallest domain"
         if n >= needed or self.method == "gamma":
             return None

@@ -136,6 +136,11 @@ class CalibrationConfig(_Settings):
     method: Literal["conformal", "gamma"] = Field("conformal", description="gamma is the challenge's rule")
     false_alarm_rate: float = Field(0.1, gt=0, lt=1, description="share of normal clips that may raise an alarm")
     folds: int = Field(5, ge=2, description="parts of the cross-fit")
+    each_domain: bool = Field(
+        False,
+        description="the rate holds for source clips and for target clips on their own, where both are known; false: "
+        "for the mix of them (conformal only)",
+    )
 
 
 class SeparationConfig(_Settings):

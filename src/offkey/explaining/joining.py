@@ -1,0 +1,73 @@
+"""What is normal in each band, when normal clips have come to those that a profile was made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offkey.explaining.profile import KNOTS, Profile, Spectra
+
+__all__ = ["join_profiles"]
+
+_GRID = np.linspace(-60.0, 60.0, 2401)
+
+
+def join_profiles(old: Profile, new: Profile, share: float) -> Profile:
+    """The profile of all clips of two, those of `new` behind those of `old`; `share` in (0, 1) of the frames are new.
+
+    Means, spreads and reconstruction errors are those of all frames (but for the smallest spread, below which a
+    profile tells none); quantiles of the fluctuation are those of the mixture, between knots by straight lines.
+    Without spectra in `old` (offkey 0.1) there are none in what comes out, since they must stand for all clips.
+    """
+    mean = (1 - share) * old.mean + share * new.mean
+    square = (1 - share) * (old.spread**2 + (old.mean - mean) ** 2) + share * (new.spread**2 + (new.mean - mean) ** 2)
+    spectra = None
+    if old.spectra is not None and new.spectra is not None:
+        spectra = Spectra(
+            np.concatenate([old.spectra.levels, new.spectra.levels]),
+            np.concatenate([old.spectra.seconds, new.spectra.seconds]),
+            _mixed(old.spectra.fluctuation, new.spectra.fluctuation, share),
+        )
+    return replace(
+        old,
+        mean=mean.astype(np.float32),
+        spread=np.sqrt(square).astype(np.float32),
+        spectra=spectra,
+        frame_error=_joined_error(old.frame_error, new.frame_error, share),
+    )
+
+
+def _joined_error(
+    old: NDArray[np.float32] | None, new: NDArray[np.float32] | None, share: float
+) -> NDArray[np.float32] | None:
+    """Mean over frames, deviation of the clips' means, deviation within clips, of all clips."""
+    if old is None or new is None:
+        return old
+    a, b = old.astype(np.float64), new.astype(np.float64)
+    mean = (1 - share) * a[0] + share * b[0]
+    between = (1 - share) * (a[1] ** 2 + (a[0] - mean) ** 2) + share * (b[1] ** 2 + (b[0] - mean) ** 2)
+    within = (1 - share) * a[2] ** 2 + share * b[2] ** 2
+    return np.array([mean, np.sqrt(between), np.sqrt(within)], dtype=np.float32)
+
+
+def _mixed(old: NDArray[np.float32], new: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    """Quantiles (M, 13) of a mixture, from those of its parts."""
+    from scipy.special import ndtr
+
+    wanted = ndtr(KNOTS)
+    rows = []
+    for a, b in zip(old.astype(np.float64), new.astype(np.float64), strict=True):
+        below = (1 - share) * np.interp(_GRID, *_rising(a), left=0.0, right=1.0) + share * np.interp(
+            _GRID, *_rising(b), left=0.0, right=1.0
+        )
+        rows.append(np.clip(np.interp(wanted, below, _GRID), min(a[0], b[0]), max(a[-1], b[-1])))
+    return np.stack(rows).astype(np.float32)
+
+
+def _rising(quantiles: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points of a distribution function: the quantiles (13,), made strictly rising, and the shares below them."""
+    from scipy.special import ndtr
+
+    return np.maximum.accumulate(quantiles) + 1e-9 * np.arange(len(quantiles)), ndtr(KNOTS)
