@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from offkey.objectives.config import ReconstructionConfig
 from offkey.scoring.calibrate import clips_needed
@@ -64,6 +65,7 @@ def write_card(detector: Detector) -> str:
             f"{training['clips']} clips; {training['held_out']} normal clips were held out.",
             "",
         ]
+        lines += _pseudo_classes(training)
         encoder = training.get("encoder")
         if encoder:
             learnt = ", ".join(encoder["learnt"]) or "nothing"
@@ -134,3 +136,18 @@ def _updates(detector: Detector) -> list[str]:
             "Clips that were called false alarms are no sample of all clips: the rate errs towards fewer alarms.",
         ]
     return [*lines, ""]
+
+
+def _pseudo_classes(training: Mapping[str, Any]) -> list[str]:
+    """Which classes were found without labels, in the one network or in each machine's."""
+    told = [facts["pseudo_classes"] for facts in (training, *training.get("machines", {}).values())
+            if "pseudo_classes" in facts]  # fmt: skip
+    if not told:
+        return []
+    heard = "what the pretrained encoder hears" if told[0]["on"] == "encoder" else "log-mel statistics"
+    counts = [f"{name} ({count} clips)" for groups in told for name, count in groups["clips"].items()]
+    return [
+        f"Settings were not told for all clips. Those that sound alike ({heard}) were taken for a class, "
+        f"{len(counts)} in all: {', '.join(counts)}.",
+        "",
+    ]

@@ -39,6 +39,7 @@ __all__ = [
     "Condition",
     "Content",
     "Domain",
+    "Exchanged",
     "Float",
     "Int",
     "Labels",
@@ -145,19 +146,32 @@ class Batch(NamedTuple):
     features: Tensor | None = None
 
 
+class Exchanged(NamedTuple):
+    """What a model makes of clips that took some of their input streams from another clip of the batch.
+
+    `embedding` (B, D) float32; `partner` (B,) int64 the clip that lent its streams; `met` (B,) bool which clips were
+    exchanged: the others are not to be looked at.
+    """
+
+    embedding: Tensor
+    partner: Tensor
+    met: Tensor
+
+
 class Representation(NamedTuple):
     """What a model says of a batch; the same type in training and in scoring.
 
     `embedding` (B, D) float32; `frame_error` (B, F) reconstruction error a frame, None where nothing is
     reconstructed; `patch_grid` (B, Pt, Pf, D') encoder patches, time x frequency, None where there are none;
     `modalities` (B, S, M) float32, one vector a clip and input stream (the mean over the clip's own frames), None
-    where the model was not asked for it.
+    where the model was not asked for it; `exchanged`, in training with exchanged streams, what they became.
     """
 
     embedding: Tensor
     frame_error: Tensor | None = None
     patch_grid: Tensor | None = None
     modalities: Tensor | None = None
+    exchanged: Exchanged | None = None
 
 
 @dataclass(frozen=True, slots=True)

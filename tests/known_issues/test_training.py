@@ -24,7 +24,7 @@ def test_clusters_broke_on_a_machine_of_which_there_are_supplemental_clips_alone
     noise = ClipMeta(tmp_path / "noise.wav", "pump", split=Split.SUPPLEMENTAL, content=Content.NOISE)
     config = load_preset("discriminative", ["labels.identity=clusters"])
     space = label_clips([*clips, noise], config, ClipReader(AudioConfig()), workers=0)
-    assert "fan/00#0" in space.identities
+    assert "fan/00/unknown#0" in space.identities
     assert len(space.identities) == 2
 
 

@@ -260,3 +260,40 @@ def test_spectrogram_augmentation_acts_in_training_only(small: Discriminative) -
     model.train()(batch_of(*noise(2000, 2000)))
     model.eval()(batch_of(*noise(2000, 2000)))
     assert Erase.calls == 1
+
+
+class Swap(nn.Module):
+    """Every clip takes all streams but the first from the one behind it."""
+
+    def forward(self, streams: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        partner = torch.arange(len(streams)).roll(-1)
+        return torch.cat([streams[:, :1], streams[partner, 1:]], 1), partner, torch.ones(len(streams), dtype=torch.bool)
+
+
+def exchanging(swap: nn.Module | None) -> Discriminative:
+    torch.manual_seed(0)
+    config = DiscriminativeConfig(embedding=6, bottlenecks=TINY, width=0.5)
+    return Discriminative(LogMel(8000, MelConfig(n_fft=256, hop=128, n_mels=16)), config, stream_exchange=swap)
+
+
+def test_exchanged_streams_are_embedded_beside_the_clip_and_leave_its_statistics_alone() -> None:
+    batch = batch_of(*noise(4000, 3000, 3500))
+    plain, swapping = exchanging(None).train(), exchanging(Swap()).train()
+    told, both = plain(batch), swapping(batch)
+    assert told.exchanged is None
+    assert torch.equal(told.embedding, both.embedding)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, swapping.state_dict()[name]), name
+    assert both.exchanged.partner.tolist() == [1, 2, 0]
+    assert both.exchanged.embedding.shape == (3, 6)
+    assert not torch.allclose(both.exchanged.embedding, both.embedding)
+    both.exchanged.embedding.sum().backward()
+    assert all(weight.grad is not None for weight in swapping.parameters())
+    assert swapping.eval()(batch).exchanged is None
+    norm = next(module for module in swapping.modules() if isinstance(module, ClipBatchNorm))
+    assert norm.momentum == 0.1
+
+
+def test_a_model_with_one_stream_has_none_to_exchange() -> None:
+    with pytest.raises(OffkeyError, match=r"augmentation\.featex.*model\.use_tgram"):
+        Discriminative(LogMel(8000), DiscriminativeConfig(use_tgram=False), stream_exchange=Swap())

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import ArcFaceLoss, SubCenterArcFaceLoss
 
-from offkey.objectives.arcface import ArcFace, add_margin, weighted_cross_entropy
+from offkey.objectives.arcface import ArcFace, add_margin
+from offkey.objectives.head import weighted_cross_entropy
 from offkey.types import OffkeyError
 
 

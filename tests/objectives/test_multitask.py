@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from offkey.objectives.mmd import multi_kernel_mmd
 from offkey.objectives.multitask import Mix, MultiTask, MultiTaskConfig
-from offkey.types import Labels, OffkeyError, Representation
+from offkey.types import Exchanged, Labels, OffkeyError, Representation
 
 
 def example() -> tuple[Representation, Labels]:
@@ -21,9 +22,9 @@ def example() -> tuple[Representation, Labels]:
     return Representation(embedding), labels
 
 
-def build(**weights: float) -> MultiTask:
+def build(head: str = "arcface", **weights: float) -> MultiTask:
     torch.manual_seed(0)
-    return MultiTask(6, 3, (3, 4), MultiTaskConfig(**weights))
+    return MultiTask(6, 3, (3, 4), MultiTaskConfig(head=head, **weights))
 
 
 def test_total_is_the_weighted_sum_of_textbook_terms() -> None:
@@ -61,18 +62,20 @@ def test_with_every_term_off_the_graph_is_still_whole() -> None:
     assert losses["total"].item() == 0
 
 
-def test_a_mixture_with_itself_changes_nothing() -> None:
+@pytest.mark.parametrize("head", ["arcface", "adacos"])
+def test_a_mixture_with_itself_changes_nothing(head: str) -> None:
     representation, labels = example()
-    task = build()
+    task = build(head).eval()
     mix = Mix(torch.arange(8), torch.full((8,), 0.3))
     plain, mixed = task(representation, labels), task(representation, labels, mix)
     for name, value in plain.items():
         torch.testing.assert_close(mixed[name], value)
 
 
-def test_weight_zero_mixes_all_labels_over_to_the_partner() -> None:
+@pytest.mark.parametrize("head", ["arcface", "adacos"])
+def test_weight_zero_mixes_all_labels_over_to_the_partner(head: str) -> None:
     representation, labels = example()
-    task = build(mmd_weight=0.0)
+    task = build(head, mmd_weight=0.0).eval()
     partner = torch.tensor([3, 2, 1, 0, 7, 6, 5, 4])
     swapped = Labels(*(tensor[partner] for tensor in labels))
     mixed = task(representation, labels, Mix(partner, torch.zeros(8)))
@@ -181,3 +184,65 @@ def test_a_single_clip_says_nothing_of_how_streams_are_spread() -> None:
     one = Representation(representation.embedding[:1], modalities=streams(3, clips=1))
     losses = build(modality_mmd_weight=1.0)(one, Labels(*(tensor[:1] for tensor in labels)))
     assert losses["modality_mmd"].item() == 0
+
+
+def slow_arcface(embedding: np.ndarray, centres: np.ndarray, soft: np.ndarray, s: float, m: float) -> float:
+    """ArcFace with soft labels: the mean over clips and classes by share, the margin on one class at a time."""
+    total, mass = 0.0, 0.0
+    for vector, shares in zip(embedding, soft, strict=True):
+        cosines = [float(c[0] @ vector / np.linalg.norm(c) / np.linalg.norm(vector)) for c in centres]
+        for k, share in enumerate(shares):
+            logits = [s * (math.cos(math.acos(x) + m) if j == k else x) for j, x in enumerate(cosines)]
+            total += share * (math.log(sum(math.exp(v - max(logits)) for v in logits)) + max(logits) - logits[k])
+            mass += share
+    return total / mass
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_exchanged_clips_are_half_of_two_further_classes(mixed: bool) -> None:
+    representation, labels = example()
+    task = MultiTask(6, 3, (), MultiTaskConfig(featex_weight=0.5, margin=0.1), featex=True)
+    other = torch.randn(8, 6, generator=torch.Generator().manual_seed(9)).requires_grad_()
+    partner = torch.tensor([1, 2, 3, 4, 5, 6, 7, 0])
+    met = torch.tensor([True, False, True, True, False, True, False, False])
+    mix = Mix(partner.flip(0), torch.tensor([0.3, 1.0, 0.5, 0.9, 0.2, 0.7, 0.6, 0.1])) if mixed else None
+    losses = task(representation._replace(exchanged=Exchanged(other, partner, met)), labels, mix)
+    # the paper's label vectors, of three times as many classes
+    hot = np.zeros((8, 3))
+    known = labels.identity >= 0
+    hot[np.flatnonzero(known), labels.identity[known]] = 1.0
+    if mix is not None:
+        share = mix.weight.double().numpy()[:, None]
+        hot = share * hot + (1 - share) * hot[mix.partner]
+    nothing = np.zeros((8, 3))
+    alone = np.concatenate([hot, nothing, nothing], 1)
+    both = np.concatenate([nothing, hot / 2, hot[partner] / 2], 1)
+    soft = np.where(met[:, None], both, alone)
+    vectors = torch.where(met[:, None], other, representation.embedding).detach().double().numpy()
+    expected = slow_arcface(vectors, task.featex.weight.detach().double().numpy(), soft, 30.0, 0.1)
+    assert losses["featex"].item() == pytest.approx(expected, rel=1e-4)
+    plain = MultiTask(6, 3, (), MultiTaskConfig(margin=0.1))
+    plain.load_state_dict({name: value for name, value in task.state_dict().items() if not name.startswith("featex")})
+    torch.testing.assert_close(losses["total"], plain(representation, labels, mix)["total"] + 0.5 * losses["featex"])
+    losses["total"].backward()
+    assert (other.grad.abs().sum(1) > 0).tolist() == met.tolist()
+
+
+@pytest.mark.parametrize("head", ["arcface", "adacos"])
+def test_where_nothing_is_exchanged_all_clips_are_of_their_own_class(head: str) -> None:
+    representation, labels = example()
+    task = MultiTask(6, 3, (), MultiTaskConfig(head=head, learn_centres=False), featex=True).eval()
+    nobody = Exchanged(torch.full((8, 6), torch.nan), torch.arange(8).roll(1), torch.zeros(8, dtype=torch.bool))
+    told = task(representation, labels)["featex"]
+    torch.testing.assert_close(task(representation._replace(exchanged=nobody), labels)["featex"], told)
+    torch.testing.assert_close(task.featex.loss(representation.embedding, labels.identity), told)
+    assert not task.identity.weight.requires_grad
+    assert task.featex.weight.requires_grad
+    assert task.featex.weight.shape[0] == 9
+
+
+def test_a_head_has_its_own_number_of_centres_until_one_is_told() -> None:
+    assert [
+        MultiTask(6, 3, (), MultiTaskConfig(head=head)).identity.weight.shape[1] for head in ("arcface", "adacos")
+    ] == [1, 16]
+    assert MultiTask(6, 3, (), MultiTaskConfig(head="adacos", sub_centres=2)).identity.weight.shape[1] == 2

@@ -42,6 +42,20 @@ def test_a_lone_folder_gets_clusters_and_variants() -> None:
     assert "faster" in text
 
 
+def test_machines_without_names_are_clustered_and_the_others_keep_theirs() -> None:
+    # one nameless machine used to make clusters of them all, or, among many names, a single class of itself
+    for settings in (1, 2, 6):
+        config, reasons = choose(AUTO, clips("fan", 30, settings) + clips("press", 30))
+        assert config.labels.identity == "attributes-or-clusters"
+        text = " ".join(reasons)
+        assert "settings of press are not told" in text
+        assert "the other machines keep their known settings" in text
+    config, reasons = choose(AUTO, clips("pump", 30) + clips("press", 30))
+    assert config.labels.identity == "clusters"
+    assert "settings of press, pump are not told" in " ".join(reasons)
+    assert "other machines" not in " ".join(reasons)
+
+
 def test_too_few_clips_train_no_network() -> None:
     config, reasons = choose(AUTO, clips("press", FEWEST_CLIPS - 1))
     assert config.kind == "training-free"

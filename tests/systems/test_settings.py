@@ -39,7 +39,7 @@ changes = st.fixed_dictionaries(
         "labels.speeds": st.lists(st.floats(0.51, 1.99).filter(lambda x: x != 1.0), max_size=3, unique=True).map(
             lambda rest: [1.0, *rest]
         ),
-        "labels.identity": st.sampled_from(["attributes", "domain", "machine", "clusters"]),
+        "labels.identity": st.sampled_from(["attributes", "attributes-or-clusters", "domain", "machine", "clusters"]),
         "audio.level_dbfs": st.none() | st.floats(-80, 0),
         "audio.rate": st.integers(8000, 48000),
         "training.learning_rate": st.floats(1e-12, 10, exclude_min=True),

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from offkey.training.augmentation import SpecAugment, WaveformAugmentation, coloured_noise
+from offkey.training.augmentation import SpecAugment, StreamExchange, WaveformAugmentation, coloured_noise
 from offkey.training.config import (
     AugmentationConfig,
+    FeatExConfig,
     GainConfig,
     MixupConfig,
     NoiseConfig,
@@ -203,3 +204,38 @@ def test_noise_recordings_take_the_place_of_generated_noise() -> None:
     batch = Batch(torch.randn(8, RATE) * 1e-3, torch.full((8,), RATE), None, torch.arange(8))
     spectrum = torch.fft.rfft(made(batch)[0].waveform).abs()
     assert (spectrum.argmax(1) == 100).all()
+
+
+def test_streams_come_whole_from_another_clip_and_begin_anew_where_it_is_shorter() -> None:
+    module = StreamExchange(FeatExConfig(enabled=True, probability=0.6)).train()
+    frames = torch.tensor([9, 4, 7, 9, 1])
+    streams = torch.randn(5, 3, 6, 9, generator=torch.Generator().manual_seed(0))
+    before, lenders, shares = streams.clone(), set(), []
+    for step in range(40):
+        module.seek(Moment(0, 0, step))
+        drawn = module(streams, frames)
+        assert torch.equal(streams, before)
+        if drawn is None:
+            continue
+        exchanged, partner, met = drawn
+        assert sorted(partner.tolist()) == list(range(5))
+        assert (partner != torch.arange(5)).all()
+        lenders |= set(enumerate(partner.tolist()))
+        shares.append(met.float().mean().item())
+        for row, own in enumerate(frames.tolist()):
+            expected = streams[row].clone()
+            other = int(partner[row])
+            for frame in range(own if met[row] else 0):
+                expected[1:, :, frame] = streams[other, 1:, :, frame % int(frames[other])]
+            assert torch.equal(exchanged[row], expected)
+    assert len(lenders) == 20  # anybody may lend to anybody else
+    assert 0.5 < np.mean(shares) < 0.75
+
+
+def test_streams_are_exchanged_in_training_alone_among_two_clips_or_more() -> None:
+    module = StreamExchange(FeatExConfig(enabled=True, probability=1.0))
+    streams, frames = torch.rand(2, 2, 3, 4), torch.tensor([4, 4])
+    assert module.eval()(streams, frames) is None
+    assert module.train()(streams[:1], frames[:1]) is None
+    assert module(streams, frames) is not None
+    assert StreamExchange(FeatExConfig()).train()(streams, frames) is None

@@ -11,10 +11,10 @@ from offkey.audio.mel import LogMel
 from offkey.encoders.base import Encoder
 from offkey.models.config import DiscriminativeConfig
 from offkey.models.encoder_frames import EncoderFrames
-from offkey.models.masking import frame_mask
+from offkey.models.masking import frame_mask, kept_statistics
 from offkey.models.mobilefacenet import MobileFaceNet
 from offkey.models.tgram import TgramNet
-from offkey.types import Batch, Bool, Float, Int, OffkeyError, Representation
+from offkey.types import Batch, Bool, Exchanged, Float, Int, OffkeyError, Representation
 
 __all__ = ["Discriminative", "DiscriminativeConfig"]
 
@@ -29,7 +29,9 @@ class Discriminative(nn.Module):
     `spectrogram_augmentation`, called as `module(spectrogram (B, M, F), frames (B,))`, acts in training mode
     only, on the normalised log-mel. Each of `extra_streams` is a module called as `stream(waveform (B, T),
     lengths (B,), frames)` that gives (B, M, frames), one more channel of the net (encoder frames, for
-    example); what it gives past a clip's own frames is not looked at. A stream may have `encoder_rates()`: weights that
+    example); what it gives past a clip's own frames is not looked at. `stream_exchange`, called as `module(streams
+    (B, S, M, F), frames (B,))` in training mode, gives exchanged streams, partners (B,) and which clips it met, or
+    None: they are embedded as well and told as `exchanged`. A stream may have `encoder_rates()`: weights that
     learn at the encoder's rate times a factor. `modalities` are the means of every channel over a clip's own frames.
     """
 
@@ -43,6 +45,7 @@ class Discriminative(nn.Module):
         spectrogram_augmentation: nn.Module | None = None,
         extra_streams: Sequence[nn.Module] = (),
         tell_modalities: bool = False,
+        stream_exchange: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.config = config = config or DiscriminativeConfig()
@@ -55,6 +58,12 @@ class Discriminative(nn.Module):
         self.extra_streams = nn.ModuleList(extra_streams)
         self.tell_modalities = tell_modalities
         channels = 1 + int(config.use_tgram) + len(extra_streams)
+        if stream_exchange is not None and channels < 2:
+            raise OffkeyError(
+                "augmentation.featex exchanges input streams between clips, but the model has the log-mel alone: give "
+                "it a second one (model.use_tgram, encoder.name), or turn featex off"
+            )
+        self.stream_exchange = stream_exchange
         self.net = MobileFaceNet(channels, config.embedding, config.width, config.bottlenecks)
         self.register_buffer("mel_mean", torch.full((bands,), _TYPICAL_MEAN_DB))
         self.register_buffer("mel_std", torch.full((bands,), _TYPICAL_STD_DB))
@@ -77,7 +86,17 @@ class Discriminative(nn.Module):
         if self.tell_modalities:
             own = frame_mask(frames, width)[:, None, None, :]
             modalities = (x * own).float().sum(-1) / frames[:, None, None]
-        return Representation(self.net(x, frames if padded else None), modalities=modalities)
+        embedding = self.net(x, frames if padded else None)
+        return Representation(embedding, modalities=modalities, exchanged=self._exchanged(x, frames, padded))
+
+    def _exchanged(self, streams: Tensor, frames: Tensor, padded: bool) -> Exchanged | None:
+        """What the net makes of exchanged streams; its running statistics stay those of clips as they are."""
+        drawn = self.stream_exchange(streams, frames) if self.training and self.stream_exchange is not None else None
+        if drawn is None:
+            return None
+        exchanged, partner, met = drawn
+        with kept_statistics(self.net):
+            return Exchanged(self.net(exchanged, frames if padded else None), partner, met)
 
     def spectrogram(self, waveform: Float[Tensor, "B T"], lengths: Int[Tensor, " B"]) -> Float[Tensor, "B M F"]:
         """Normalised log-mel; zero past each clip's own frames."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from offkey.audio.resample import Resample
 from offkey.encoders.base import Encoder
 from offkey.encoders.cache import FeatureCache
-from offkey.types import Float, Int
+from offkey.types import Batch, Float, Int, Representation
 
-__all__ = ["EncoderFrames", "long_enough"]
+__all__ = ["EncoderFrames", "EncoderMean", "long_enough"]
 
 
 class EncoderFrames(nn.Module):
@@ -77,6 +77,33 @@ class EncoderFrames(nn.Module):
     def encoder_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
         """The encoder's weights that learn, each with its factor on the encoder's learning rate."""
         return self.encoder.rates(self.layer_decay)
+
+
+class EncoderMean(nn.Module):
+    """Mean over all patches of a frozen encoder, which need not be trained to describe a clip: `embedding` (B, D).
+
+    `rate` is that of the waveforms. What the encoder hears is kept in `cache`, as frames, where `EncoderFrames`
+    finds it again.
+    """
+
+    def __init__(self, encoder: Encoder, rate: int, cache: FeatureCache | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder.eval()
+        self.resample = Resample(rate, encoder.rate)
+        self.cache = cache
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Representation:
+        """Describe a batch; only a clip's own patches count."""
+        waveform, lengths = long_enough(batch.waveform, batch.lengths, self.encoder, self.resample)
+        if self.cache is not None:
+            columns = self.cache.frames(self.encoder, waveform, lengths, self.resample)
+        else:
+            heard = self.resample(waveform, lengths)
+            columns = self.encoder.patches(heard, self.resample.lengths(lengths)).mean(2)
+        counts = self.encoder.patch_counts(self.resample.lengths(lengths))
+        # past a clip's own patches the columns are zero
+        return Representation(columns.sum(1) / counts[:, None])
 
 
 def long_enough(

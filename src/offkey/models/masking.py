@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from offkey.types import Bool, Float, Int
 
-__all__ = ["ClipBatchNorm", "FrameNorm", "frame_mask", "single"]
+__all__ = ["ClipBatchNorm", "FrameNorm", "frame_mask", "kept_statistics", "single"]
 
 
 def frame_mask(frames: Int[Tensor, " B"], width: int) -> Bool[Tensor, "B {width}"]:
@@ -91,3 +94,17 @@ class ClipBatchNorm(nn.Module):
             self.running_var.lerp_(unbiased, self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (wide * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+
+
+@contextlib.contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch norms in `module` as they are; in training they still use the batch's."""
+    norms = [part for part in module.modules() if isinstance(part, ClipBatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,5 +1,5 @@
-"""What training minimises: an angular-margin identity loss, attribute and domain losses, domain alignment.
+"""What training minimises: an angular identity loss, attribute and domain losses, domain alignment.
 
-`config` holds the settings (light, no torch); `multitask.MultiTask` adds up `arcface.ArcFace`, the linear
-heads and `mmd.multi_kernel_mmd`.
+`config` holds the settings (light, no torch); `multitask.MultiTask` adds up an identity head
+(`arcface.ArcFace` or `adacos.AdaCos`), the linear heads and `mmd.multi_kernel_mmd`.
 """

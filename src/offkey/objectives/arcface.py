@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from offkey.types import Bool, Float, Int, OffkeyError
+from offkey.objectives.head import IdentityHead
+from offkey.types import Bool, Float, Int
 
-__all__ = ["ArcFace", "add_margin", "weighted_cross_entropy"]
+__all__ = ["ArcFace", "add_margin"]
 
 _SMALLEST_SINE = 1e-3  # keeps the slope of sin θ finite where the embedding meets its centre
 
@@ -29,44 +30,13 @@ def add_margin(cosine: Float[Tensor, "*N"], margin: float) -> Float[Tensor, "*N"
     return torch.where(cosine > -math.cos(margin), turned, cosine - margin * math.sin(margin))
 
 
-def weighted_cross_entropy(
-    logits: Float[Tensor, "B K"],
-    target: Int[Tensor, " B"],
-    share: Float[Tensor, " B"] | None = None,
-    class_weights: Float[Tensor, " K"] | None = None,
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the rows whose target is known (≥ 0); 0 with an intact graph where none is.
-
-    Row b counts `share[b]`, times the weight of its class. `share` turns two calls into a mixup loss.
-    """
-    total, mass = _cross_entropy_sums(logits, target, share, class_weights)
-    return total / mass.clamp_min(torch.finfo(mass.dtype).tiny)
-
-
-def _cross_entropy_sums(
-    logits: Tensor, target: Tensor, share: Tensor | None, class_weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    known = target >= 0
-    safe = target.clamp_min(0)
-    each = nn.functional.cross_entropy(logits.float(), safe, reduction="none")
-    mass = known.to(each.dtype)
-    if share is not None:
-        mass = mass * share
-    if class_weights is not None:
-        mass = mass * class_weights[safe]
-    return (each * mass).sum(), mass.sum()
-
-
-class ArcFace(nn.Module):
+class ArcFace(IdentityHead):
     """Class centres on the sphere and the loss that draws embeddings to them.
 
     `weight` (classes, sub_centres, embedding) are the centres, of any length (they are normalised). Defaults:
     s = 30, m = 0.5. With sub-centres (Deng et al., ECCV 2020) the nearest centre of a class stands for it.
     With one class there is nothing to tell apart and the loss is 0. Raises OffkeyError without any class.
     """
-
-    weight: Tensor
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -76,26 +46,13 @@ class ArcFace(nn.Module):
         margin: float = 0.5,
         sub_centres: int = 1,
         class_weights: Tensor | None = None,
+        learn_centres: bool = True,
     ) -> None:
-        super().__init__()
-        if classes < 1:
-            raise OffkeyError("ArcFace has no class to learn: the training clips have no identity labels")
-        if not 0 <= margin < math.pi or sub_centres < 1 or scale <= 0:
-            raise ValueError(
-                f"expected 0 <= margin < pi, sub_centres >= 1 and scale > 0; got {margin=}, {sub_centres=}, {scale=}"
-            )
+        super().__init__(embedding, classes, sub_centres, class_weights, learn_centres)
+        if not 0 <= margin < math.pi or scale <= 0:
+            raise ValueError(f"expected 0 <= margin < pi and scale > 0; got {margin=}, {scale=}")
         self.scale = scale
         self.margin = margin
-        self.weight = nn.Parameter(torch.empty(classes, sub_centres, embedding))
-        nn.init.xavier_uniform_(self.weight.view(classes * sub_centres, embedding))
-        self.register_buffer("class_weights", class_weights, persistent=False)
-
-    def cosines(self, embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        """Cosine of every embedding to the nearest centre of every class, in float32 even under autocast."""
-        with torch.autocast(embedding.device.type, enabled=False):
-            unit = nn.functional.normalize(embedding.float(), dim=1)
-            centres = nn.functional.normalize(self.weight.float(), dim=2)
-            return torch.einsum("bd,ksd->bks", unit, centres).amax(dim=2)
 
     def logits(self, embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         """Scaled cosines without a margin: for accuracy, and for scores."""
@@ -106,24 +63,10 @@ class ArcFace(nn.Module):
         hot: Bool[Tensor, "B K"] = target[:, None] == torch.arange(cosines.shape[1], device=target.device)
         return self.scale * torch.where(hot, add_margin(cosines, self.margin), cosines)
 
-    def loss(
-        self,
-        embedding: Float[Tensor, "B D"],
-        target: Int[Tensor, " B"],
-        other: Int[Tensor, " B"] | None = None,
-        weight: Float[Tensor, " B"] | None = None,
+    def shared_loss(
+        self, embedding: Float[Tensor, "B D"], targets: Int[Tensor, "B N"], shares: Float[Tensor, "B N"]
     ) -> Float[Tensor, ""]:
-        """Mean loss over clips whose class is known (target ≥ 0).
-
-        For a mixup of two clips, `other` is the second clip's class and `weight` in [0, 1] the first one's
-        share: the loss is weight·L(target) + (1 − weight)·L(other).
-        """
+        """Mean loss of clips that belong to several classes in parts; for each, the margin is on that class alone."""
         cosines = self.cosines(embedding)
-        if other is None or weight is None:
-            return weighted_cross_entropy(self.margin_logits(cosines, target), target, class_weights=self.class_weights)
-        first = _cross_entropy_sums(self.margin_logits(cosines, target), target, weight, self.class_weights)
-        second = _cross_entropy_sums(self.margin_logits(cosines, other), other, 1 - weight, self.class_weights)
-        mass = first[1] + second[1]
-        return (first[0] + second[0]) / mass.clamp_min(torch.finfo(mass.dtype).tiny)
-
-    forward = loss
+        logits = torch.stack([self.margin_logits(cosines, target) for target in targets.unbind(1)], 1)
+        return self._mean(logits, targets, shares)

@@ -19,10 +19,24 @@ class MultiTaskConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["multitask"] = "multitask"
+    head: Literal["arcface", "adacos"] = Field(
+        default="arcface",
+        description="identity loss: arcface has a margin and a fixed scale; adacos (sub-cluster AdaCos) has no "
+        "margin, and its scale follows the training",
+    )
     scale: float = Field(default=30.0, gt=0, description="ArcFace: factor s on the cosines")
     margin: float = Field(default=0.5, ge=0, le=1.5, description="ArcFace: angle m added to the target class, radians")
-    sub_centres: int = Field(default=1, ge=1, description="ArcFace: centres a class; the nearest counts")
+    sub_centres: int = Field(
+        default=0,
+        ge=0,
+        description="centres a class; ArcFace takes the nearest, AdaCos adds them up; 0: 1 or, with AdaCos, 16",
+    )
+    learn_centres: bool = Field(default=True, description="false: class centres stay where chance put them")
+    adaptive_scale: bool = Field(default=True, description="AdaCos: false keeps the first scale")
     identity_weight: float = Field(default=1.0, ge=0, description="factor on the identity loss")
+    featex_weight: float = Field(
+        default=1.0, ge=0, description="factor on the loss of exchanged streams, where augmentation.featex is on"
+    )
     attribute_weight: float = Field(default=0.5, ge=0, description="factor on the mean of the attribute heads")
     domain_weight: float = Field(default=0.1, ge=0, description="factor on the domain head's loss")
     mmd_weight: float = Field(default=0.1, ge=0, description="factor on MMD of source and target embeddings")

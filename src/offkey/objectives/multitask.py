@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from offkey.objectives.arcface import ArcFace, weighted_cross_entropy
+from offkey.objectives.adacos import AdaCos
+from offkey.objectives.arcface import ArcFace
 from offkey.objectives.config import MultiTaskConfig
+from offkey.objectives.head import IdentityHead, weighted_cross_entropy
 from offkey.objectives.mmd import multi_kernel_mmd
-from offkey.types import Float, Labels, OffkeyError, Representation
+from offkey.types import Float, Int, Labels, OffkeyError, Representation
 
 __all__ = ["Mix", "MultiTask", "MultiTaskConfig"]
 
@@ -41,6 +43,11 @@ class MultiTask(nn.Module):
     at their own scale: each pair of streams has bandwidths from its own distances, so a common
     factor is not seen, while a stream that is larger than the other, or lies elsewhere, differs from it. It needs
     `Representation.modalities` of two streams or more, otherwise `forward` raises OffkeyError.
+
+    "featex" (with `featex`) is the loss of a head of its own on `Representation.exchanged`. As in its paper it tells
+    three times as many classes apart: of N, a clip left alone is of class y; one that kept its first stream and took
+    the others from a clip of class y' is half of class N + y and half of class 2N + y'. Its centres always learn. Where
+    nothing was exchanged (in eval mode, say), all clips were left alone.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class MultiTask(nn.Module):
         config: MultiTaskConfig | None = None,
         domains: int = 2,
         identity_counts: Sequence[int] | None = None,
+        featex: bool = False,
     ) -> None:
         super().__init__()
         self.config = config = config or MultiTaskConfig()
@@ -59,9 +67,12 @@ class MultiTask(nn.Module):
             counts = torch.tensor(identity_counts, dtype=torch.float32).clamp_min(1)
             weights = counts.rsqrt() / counts.rsqrt().mean()
         self.identity = (
-            ArcFace(embedding, identities, config.scale, config.margin, config.sub_centres, weights)
-            if config.identity_weight
-            else None
+            _head(config, embedding, identities, weights, config.learn_centres) if config.identity_weight else None
+        )
+        self.identities = identities
+        tripled = None if weights is None else weights.repeat(3)
+        self.featex = (
+            _head(config, embedding, 3 * identities, tripled, learn=True) if featex and config.featex_weight else None
         )
         heads = attribute_heads if config.attribute_weight else ()
         self.attributes = nn.ModuleList(nn.Linear(embedding, values) for values in heads)
@@ -82,6 +93,9 @@ class MultiTask(nn.Module):
             terms["identity"] = self.identity.loss(embedding, target, other, weight)
             total = total + config.identity_weight * terms["identity"]
             measures["accuracy"] = self._accuracy(embedding.detach(), target, other, weight)
+        if self.featex is not None:
+            terms["featex"] = self._exchange_loss(self.featex, representation, labels.identity, mix)
+            total = total + config.featex_weight * terms["featex"]
         if len(self.attributes):
             losses = [
                 _mixed_cross_entropy(head(embedding), labels.attributes[:, index], mix)
@@ -105,15 +119,47 @@ class MultiTask(nn.Module):
             total = total + config.modality_mmd_weight * terms["modality_mmd"]
         return {"total": total, **terms, **measures}
 
+    def _exchange_loss(
+        self, head: IdentityHead, representation: Representation, identity: Tensor, mix: Mix | None
+    ) -> Tensor:
+        embedding, exchanged = representation.embedding, representation.exchanged
+        targets, shares = _parts(identity, mix)
+        if exchanged is None:
+            return head.shared_loss(embedding, targets, shares)
+        kept, lent = (
+            torch.where(identities >= 0, identities + number * self.identities, -1)
+            for number, identities in ((1, targets), (2, targets[exchanged.partner]))
+        )
+        # a clip left alone has its places once, and an exchanged one those of both clips, half each
+        met = exchanged.met[:, None]
+        places = torch.cat([torch.where(met, kept, targets), torch.where(met, lent, targets)], 1)
+        halves = torch.cat([shares, torch.where(met, shares[exchanged.partner], shares)], 1) / 2
+        return head.shared_loss(torch.where(met, exchanged.embedding.to(embedding.dtype), embedding), places, halves)
+
     @torch.no_grad()
     def _accuracy(self, embedding: Tensor, target: Tensor, other: Tensor | None, weight: Tensor | None) -> Tensor:
-        """Share of known clips whose nearest centre is their class; of a mixture, the louder clip's class."""
+        """Share of known clips that the head finds the class of; of a mixture, the louder clip's class."""
         assert self.identity is not None  # noqa: S101
         if other is not None and weight is not None:
             target = torch.where(weight >= 0.5, target, other)
-        hit = self.identity.cosines(embedding).argmax(1) == target
+        hit = self.identity.logits(embedding).argmax(1) == target
         known = target >= 0
         return (hit & known).sum() / known.sum().clamp_min(1)
+
+
+def _head(
+    config: MultiTaskConfig, embedding: int, classes: int, class_weights: Tensor | None, learn: bool
+) -> IdentityHead:
+    if config.head == "adacos":
+        return AdaCos(embedding, classes, config.sub_centres or 16, class_weights, learn, config.adaptive_scale)
+    return ArcFace(embedding, classes, config.scale, config.margin, config.sub_centres or 1, class_weights, learn)
+
+
+def _parts(identity: Int[Tensor, " B"], mix: Mix | None) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """Classes that clips belong to, and their shares: one, or two where clips were mixed."""
+    if mix is None:
+        return identity[:, None], torch.ones_like(identity, dtype=torch.float32)[:, None]
+    return torch.stack([identity, identity[mix.partner]], 1), torch.stack([mix.weight, 1 - mix.weight], 1)
 
 
 def _between_streams(modalities: Float[Tensor, "B S M"] | None, kernels: int) -> Float[Tensor, ""]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from offkey.objectives.arcface import weighted_cross_entropy
 from offkey.objectives.config import ReconstructionConfig
+from offkey.objectives.head import weighted_cross_entropy
 from offkey.objectives.multitask import Mix
 from offkey.types import Float, Labels, OffkeyError, Representation
 

@@ -47,20 +47,21 @@ def choose(
     sizes = Counter(LabelSpace.of(clips, "attributes").name(clip) for clip in clips if clip.attributes)
     classes = sum(count >= SMALLEST_CLASS for count in sizes.values())
     unnamed = [name for name in machines if not any(clip.attributes for clip in clips if clip.machine == name)]
+    labels["identity"] = "attributes"
     if classes >= FEWEST_CLASSES * len(machines):
-        labels["identity"] = "attributes"
         reasons.append(
             f"{classes} combinations of machine and known setting with {SMALLEST_CLASS} clips or more: "
             "the network learns to tell them apart"
         )
-    elif unnamed:
-        labels["identity"] = "clusters"
-        reasons.append(
-            f"settings of {', '.join(unnamed)} are not told: clips that sound alike are clustered into pseudo-classes"
-        )
-    else:
-        labels["identity"] = "attributes"
+    elif len(unnamed) < len(machines):
         reasons.append(f"{max(classes, 1)} known setting(s) for {len(machines)} machine(s)")
+    if unnamed:
+        labels["identity"] = "clusters" if len(unnamed) == len(machines) else "attributes-or-clusters"
+        others = "" if len(unnamed) == len(machines) else "; the other machines keep their known settings as classes"
+        reasons.append(
+            f"settings of {', '.join(unnamed)} are not told: clips that sound alike are clustered into pseudo-classes, "
+            f"in each domain by itself{others}"
+        )
     if classes < FEWEST_CLASSES * len(machines):
         labels["speeds"] = (1.0, 1.05, 1.1)
         reasons.append(

@@ -62,12 +62,18 @@ class _Settings(BaseModel):
 class LabelConfig(_Settings):
     """Which classes a discriminative model learns to tell apart."""
 
-    identity: Literal["attributes", "domain", "machine", "clusters"] = Field(
+    identity: Literal["attributes", "attributes-or-clusters", "clusters", "domain", "machine"] = Field(
         "attributes",
-        description="attributes: machine x known settings, else machine x domain; clusters: groups found in "
-        "log-mel statistics; domain or machine alone",
+        description="attributes: machine x known settings, else machine x domain; attributes-or-clusters: the same, "
+        "but clips whose settings are not told are grouped by how they sound; clusters: all clips are; "
+        "domain or machine alone",
     )
-    clusters: int = Field(0, ge=0, description="clusters a machine; 0 chooses by silhouette, without labels")
+    clusters: int = Field(0, ge=0, description="groups a machine and domain; 0 chooses their number without labels")
+    cluster_on: Literal["logmel", "encoder"] = Field(
+        "logmel",
+        description="what groups are found in: mean and deviation of each log-mel band, or the mean of what the "
+        "pretrained encoder hears before it learns",
+    )
     speeds: tuple[Annotated[float, Field(gt=0.5, lt=2.0)], ...] = Field(
         (1.0,),
         description="signal-level variants: each clip is also played at these speeds, and every speed is a "
@@ -204,6 +210,12 @@ class SystemConfig(_Settings):
             raise ValueError("view residual is the dense autoencoder's (system baseline)")
         if rebuilds:
             self._frozen()
+        grouped = self.kind != "training-free" and "clusters" in self.labels.identity
+        if grouped and self.labels.cluster_on == "encoder" and self.encoder.name == "none":
+            raise ValueError(
+                "labels.cluster_on = encoder groups clips by what a pretrained encoder hears, and encoder.name is "
+                "none: name an encoder, or set labels.cluster_on to logmel"
+            )
         return self
 
     def _retrieves(self, views: set[View]) -> None:
@@ -232,7 +244,7 @@ class SystemConfig(_Settings):
 
     def _frozen(self) -> None:
         """Raise where settings ask an autoencoder to learn from anything but the clips as they are."""
-        told = [name for name in ("gain", "noise", "shift", "polarity", "mixup", "spec_augment")
+        told = [name for name in ("gain", "noise", "shift", "polarity", "mixup", "featex", "spec_augment")
                 if getattr(self.augmentation, name).enabled]  # fmt: skip
         told = [f"augmentation.{name}.enabled" for name in told]
         told += ["labels.speeds"] if len(self.labels.speeds) > 1 else []

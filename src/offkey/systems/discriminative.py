@@ -63,6 +63,7 @@ def train_discriminative(lessons: Lessons, folder: Path, progress: Progress) -> 
             [len(values) for _, values in labels.attribute_heads],
             terms,
             identity_counts=np.repeat(lessons.identity_counts(), len(speeds)).tolist(),
+            featex=config.augmentation.featex.enabled,
         )
     pool = [lessons.reader.read(clip.path) for clip in learning if clip.content is Content.NOISE]
     task = TrainingTask(network, objective, WaveformAugmentation(config.augmentation, config.audio.rate, pool))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, load_batches
+from offkey.models.encoder_frames import EncoderMean
 from offkey.models.statistics import LogMelStatistics
 from offkey.progress import Progress
 from offkey.scoring.calibrate import clips_needed
@@ -23,6 +25,7 @@ from offkey.separation.remix import Remix
 from offkey.separation.stems import Stems
 from offkey.systems.clusters import cluster
 from offkey.systems.config import SystemConfig
+from offkey.systems.network import frame_cache, pretrained_encoder
 from offkey.types import Batch, ClipMeta, Content, OffkeyError
 
 __all__ = ["Lessons", "Outcome", "held_out_places", "label_clips"]
@@ -108,13 +111,21 @@ class Lessons:
 
         Clips, settings, the encoder's `published` weights, and separators.
         """
-        heard = [f"{clip.machine} {clip.path.name}" for clip in self.clips]
+        heard = [f"{clip.machine} {clip.path.name} {self.labels.name(clip)}" for clip in self.clips]
         told = [self.config.model_dump_json(include=_DECISIVE), published]
         if self.config.augmentation.remix.enabled and self.stems is not None:
             told.append(self.stems.fingerprint)
         if self.reader.front_end is not None:
             told.append(self.reader.front_end.fingerprint)
         return hashlib.sha256("\n".join([*heard, *told]).encode()).hexdigest()
+
+    def _pseudo_classes(self) -> dict[str, Any]:
+        """What groups were found without labels, and how many clips each holds; nothing where there are none."""
+        grouped = [clip for clip in self.clips if clip.path in self.labels.pseudo]
+        if not grouped:
+            return {}
+        sizes = Counter(self.labels.name(clip) for clip in grouped)
+        return {"pseudo_classes": {"on": self.config.labels.cluster_on, "clips": dict(sorted(sizes.items()))}}
 
     def outcome(self, network: nn.Module, learnt: int, classes: Sequence[str], told: Mapping[str, Any]) -> Outcome:
         """What `fit` goes on with; `learnt` of the network's numbers were learnt, `told` is added to the facts."""
@@ -125,33 +136,57 @@ class Lessons:
             "held_out_clips": [f"{clip.machine}/{clip.path.name}" for clip in self.waiting],
             "parameters": sum(weights.numel() for weights in network.parameters()),
             "learnt": learnt,
+            **self._pseudo_classes(),
             **told,
         }
         return Outcome(network.cpu().eval(), frozenset(clip.path for clip in self.waiting), facts)
 
 
 def label_clips(clips: Sequence[ClipMeta], config: SystemConfig, reader: ClipReader, workers: int = 2) -> LabelSpace:
-    """The classes of the training clips, by `config.labels`; clusters are found in log-mel statistics."""
-    if config.labels.identity != "clusters":
-        return LabelSpace.of(clips, config.labels.identity)
+    """The classes of the training clips, by `config.labels`.
+
+    Pseudo-classes are found in each machine, section and domain by itself: ten target clips among a thousand would
+    otherwise vanish in a source group, and with them what the network could learn of their domain. With
+    "attributes-or-clusters" clips whose settings are told keep the class of these, and only the others are grouped.
+    Raises OffkeyError where groups are wanted of what an encoder hears and there is no encoder.
+    """
+    rule = config.labels.identity
+    if rule == "attributes" or rule == "domain" or rule == "machine":
+        return LabelSpace.of(clips, rule)
+    units: dict[tuple[str, str, str], list[ClipMeta]] = {}
+    for clip in clips:
+        if clip.content is Content.MIXTURE and (rule == "clusters" or not clip.attributes):
+            units.setdefault((clip.machine, clip.section, clip.domain.value), []).append(clip)
+    describe = _describing(config, reader, workers) if units else None
     pseudo: dict[Path, str] = {}
-    for unit in sorted({(clip.machine, clip.section) for clip in clips}):
-        mine = [clip for clip in clips if (clip.machine, clip.section) == unit and clip.content is Content.MIXTURE]
-        if not mine:
-            continue  # a machine of which there are supplemental clips alone
-        groups = cluster(_statistics(mine, config, reader, workers), config.labels.clusters, config.seed)
+    for _, mine in sorted(units.items()):
+        assert describe is not None  # noqa: S101
+        groups = cluster(describe(mine), config.labels.clusters, config.seed)
         pseudo |= {clip.path: str(group) for clip, group in zip(mine, groups, strict=True)}
-    return LabelSpace.of(clips, "machine", pseudo)
+    return LabelSpace.of(clips, "domain" if rule == "clusters" else "attributes", pseudo)
 
 
-def _statistics(
-    clips: Sequence[ClipMeta], config: SystemConfig, reader: ClipReader, workers: int
-) -> NDArray[np.float64]:
-    """Mean and standard deviation of each log-mel band, (N, 2M)."""
-    module = LogMelStatistics(LogMel(config.audio.rate, config.mel), mean=True, std=True)
-    order = [[place] for place in range(len(clips))]
-    rows = [module(batch).embedding[0].double().numpy() for batch in load_batches(clips, order, reader, None, workers)]
-    return np.stack(rows)
+def _describing(
+    config: SystemConfig, reader: ClipReader, workers: int
+) -> Callable[[Sequence[ClipMeta]], NDArray[np.float64]]:
+    """What gives the numbers (N, D) that clips are grouped by."""
+    if config.labels.cluster_on == "encoder":
+        encoder = pretrained_encoder(config)
+        if encoder is None:
+            raise OffkeyError(
+                "labels.cluster_on = encoder groups clips by what a pretrained encoder hears, and there is none: "
+                "name one (encoder.name), or set labels.cluster_on to logmel"
+            )
+        module: nn.Module = EncoderMean(encoder, config.audio.rate, frame_cache() if config.encoder.cache else None)
+    else:
+        module = LogMelStatistics(LogMel(config.audio.rate, config.mel), mean=True, std=True)
+
+    def describe(clips: Sequence[ClipMeta]) -> NDArray[np.float64]:
+        order = [[place] for place in range(len(clips))]
+        batches = load_batches(clips, order, reader, None, workers)
+        return np.stack([module(batch).embedding[0].double().numpy() for batch in batches])
+
+    return describe
 
 
 def held_out_places(

@@ -16,7 +16,7 @@ from offkey.models.reconstructive import Reconstructive, frozen_frames
 from offkey.models.retrieval import Retrieval, RetrievalError
 from offkey.objectives.config import MultiTaskConfig
 from offkey.systems.config import SystemConfig
-from offkey.training.augmentation import SpecAugment
+from offkey.training.augmentation import SpecAugment, StreamExchange
 
 __all__ = [
     "FRAME_CACHE_BYTES",
@@ -25,6 +25,7 @@ __all__ = [
     "check_encoder",
     "discriminative_network",
     "encoder_of",
+    "frame_cache",
     "pretrained_encoder",
     "reconstructive_network",
     "retrieval_network",
@@ -81,7 +82,7 @@ def discriminative_network(
                 config.audio.rate,
                 config.mel.hop,
                 config.mel.n_mels,
-                cache=_frame_cache() if published and config.encoder.cache else None,
+                cache=frame_cache() if published and config.encoder.cache else None,
                 cache_training=not config.varies_waveforms,
                 layer_decay=config.encoder.layer_decay,
             )
@@ -92,6 +93,7 @@ def discriminative_network(
         SpecAugment(config.augmentation.spec_augment),
         streams,
         tell_modalities=isinstance(config.objective, MultiTaskConfig) and config.objective.modality_mmd_weight > 0,
+        stream_exchange=StreamExchange(config.augmentation.featex) if config.augmentation.featex.enabled else None,
     )
 
 
@@ -102,7 +104,7 @@ def reconstructive_network(
     mel = LogMel(config.audio.rate, config.mel)
     if encoder is None:
         return Reconstructive(mel, model)
-    cache = _frame_cache() if config.encoder.cache else None
+    cache = frame_cache() if config.encoder.cache else None
     return Reconstructive(
         mel, model, [frozen_frames(encoder, config.audio.rate, config.mel.hop, cache)], [encoder.dimension]
     )
@@ -115,7 +117,7 @@ def retrieval_network(config: SystemConfig, model: RetrievalConfig, encoder: Enc
     """
     if encoder is None:
         raise RetrievalError("a retrieval system listens with a pretrained encoder, and there is none")
-    return Retrieval(encoder, model, config.audio.rate, _frame_cache() if config.encoder.cache else None)
+    return Retrieval(encoder, model, config.audio.rate, frame_cache() if config.encoder.cache else None)
 
 
 def encoder_of(network: Network) -> Encoder | None:
@@ -123,5 +125,6 @@ def encoder_of(network: Network) -> Encoder | None:
     return None if isinstance(network, DenseAutoencoder) else network.encoder
 
 
-def _frame_cache() -> FeatureCache:
+def frame_cache() -> FeatureCache:
+    """Where frames that a frozen encoder heard are kept on disk."""
     return FeatureCache(ArrayCache(default_cache_dir() / "frames", FRAME_CACHE_BYTES))

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from offkey.objectives.multitask import Mix
 from offkey.training.config import (
     AugmentationConfig,
+    FeatExConfig,
     MixupConfig,
     NoiseConfig,
     ShiftConfig,
     SpecAugmentConfig,
 )
 from offkey.training.randomness import Moment
-from offkey.types import Batch, Float, Int, OffkeyError
+from offkey.types import Batch, Bool, Float, Int, OffkeyError
 
-__all__ = ["SpecAugment", "WaveformAugmentation", "coloured_noise"]
+__all__ = ["SpecAugment", "StreamExchange", "WaveformAugmentation", "coloured_noise"]
 
-_SHIFT, _POLARITY, _GAIN, _NOISE, _MIXUP, _MASKS = range(1, 7)  # purposes of `Moment`
+_SHIFT, _POLARITY, _GAIN, _NOISE, _MIXUP, _MASKS, _EXCHANGE = range(1, 8)  # purposes of `Moment`
 _FALL = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # power falls as 1 / frequency^this
 
 
@@ -178,6 +179,51 @@ class SpecAugment(nn.Module):
         band = _stretches(rng, np.full(count, float(bands)), config.frequency_share, config.frequency_masks, bands)
         hidden = (band[:, :, None] | time[:, None, :]) & met[:, None, None]
         return spectrogram.masked_fill(torch.from_numpy(hidden).to(spectrogram.device), 0.0)
+
+
+class StreamExchange(nn.Module):
+    """FeatEx at the input: clips keep their first stream and take the others from another clip of the batch.
+
+    After K. Wilkinghoff, "Self-supervised learning for anomalous sound detection" (ICASSP 2024), where the exchange is
+    between the embeddings of two branches; here the branches meet in the net's first convolution, so the maps
+    that go into it are exchanged. Call `seek` before every batch.
+    """
+
+    def __init__(self, config: FeatExConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.moment = Moment(0, 0, 0)
+
+    def seek(self, moment: Moment) -> None:
+        """Set the place in the run that the next draws follow from."""
+        self.moment = moment
+
+    def forward(
+        self, streams: Float[Tensor, "B S M F"], frames: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B S M F"], Int[Tensor, " B"], Bool[Tensor, " B"]] | None:
+        """Exchanged copy, (B,) who lent the streams after the first, (B,) bool which clips it met; None if no clip.
+
+        A partner is never the clip itself. Where a partner is shorter, what it lends begins anew until it fills the
+        clip's `frames`; what is past them stays as it was.
+        """
+        count, width = len(streams), streams.shape[-1]
+        if not (self.training and self.config.enabled) or count < 2:
+            return None
+        rng = self.moment.numbers(_EXCHANGE)
+        ring = rng.permutation(count)
+        partner = np.empty(count, dtype=np.int64)
+        partner[ring] = np.roll(ring, 1)
+        drawn = rng.random(count) < self.config.probability
+        if not drawn.any():
+            return None
+        lender, met = torch.from_numpy(partner).to(streams.device), torch.from_numpy(drawn).to(streams.device)
+        place = torch.arange(width, device=streams.device)
+        column = torch.remainder(place, frames[lender][:, None].to(streams.device))
+        others = streams[lender, 1:]
+        lent = others.gather(3, column[:, None, None, :].expand(-1, *others.shape[1:3], -1))
+        takes = met[:, None] & (place < frames[:, None].to(streams.device))
+        rest = torch.where(takes[:, None, None, :], lent, streams[:, 1:])
+        return torch.cat([streams[:, :1], rest], 1), lender, met
 
 
 def _stretches(

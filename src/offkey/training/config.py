@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "AugmentationConfig",
+    "FeatExConfig",
     "GainConfig",
     "MixupConfig",
     "NoiseConfig",
@@ -142,6 +143,17 @@ class SpecAugmentConfig(_Settings):
     probability: Share = Field(default=1.0, description="share of clips that it meets")
 
 
+class FeatExConfig(_Settings):
+    """Input streams exchanged between clips of a batch, and a loss of its own that tells whose they are (FeatEx).
+
+    Its weight is `objective.featex_weight`. It takes a second stream beside the log-mel, and a second pass through the
+    net behind the streams.
+    """
+
+    enabled: bool = Field(default=False, description="switch")
+    probability: Share = Field(default=0.5, description="share of clips that it meets")
+
+
 class RemixConfig(_Settings):
     """Foreground of a clip in the background of another; the clip stays as loud as it was.
 
@@ -183,5 +195,6 @@ class AugmentationConfig(_Settings):
     shift: ShiftConfig = ShiftConfig()
     polarity: PolarityConfig = PolarityConfig()
     mixup: MixupConfig = MixupConfig()
+    featex: FeatExConfig = FeatExConfig()
     remix: RemixConfig = RemixConfig()
     spec_augment: SpecAugmentConfig = SpecAugmentConfig()
