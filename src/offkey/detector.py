@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,9 +18,11 @@ from offkey.data.dcase import parse_name
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, Failure, load_batches
 from offkey.explaining import (
+    Asked,
     Evidence,
     Explanation,
     Ordinary,
+    PatchGrid,
     Profile,
     contributions,
     explain_waveform,
@@ -214,7 +217,7 @@ class Detector:
         levelled = self.config.audio.level_dbfs is not None
         known = self.machines[key]
         batch = _single(waveform)
-        seen = self._views(batch, [key])
+        seen = self._views(batch, [key], reasons=True)
         voters, entries = self.config.scoring.voters, self.config.scoring.scorers
         number = voters[0]
         if known.quantiles:
@@ -226,7 +229,7 @@ class Detector:
             near = nearest_rows(scorer, reference, reference, EXPLAINED_BY, leave_out=True)
             frame = mel.config.hop / mel.rate
             self._ordinary[key, number] = ordinary(known.profile, near, levelled, frame)
-        evidence = self._evidence(known, number, seen)
+        evidence = replace(self._evidence(known, number, seen), asked=self._asked(key, seen))
         return explain_waveform(waveform, mel, known.profile, levelled, evidence, self._ordinary[key, number])
 
     def _evidence(self, known: MachineDetector, number: int, seen: Seen) -> Evidence:
@@ -235,13 +238,34 @@ class Detector:
         embedding = seen.embeddings[view]
         nearest = nearest_rows(scorer, embedding, known.embeddings[view], EXPLAINED_BY)[0]
         if seen.errors is not None and view != "logmel":
-            return Evidence("reconstruction", known.clips, nearest, seen.errors[0].astype(np.float64))
+            return Evidence("reconstruction", known.clips, nearest)
         if view == "logmel":
             features = contributions(scorer, embedding[0], known.embeddings[view][nearest[0]])
             # the statistics of a band stand side by side, a block of all bands each
             shares = features.reshape(-1, self.config.mel.n_mels).sum(axis=0)
             return Evidence("statistics", known.clips, nearest, shares=shares)
         return Evidence("nearest", known.clips, nearest)
+
+    def _asked(self, key: str, seen: Seen) -> Asked:
+        """What the map of a clip of the machine `key` can be made from."""
+        network = self.networks.get(SHARED, self.networks.get(key))
+        rate = getattr(getattr(network, "encoder", None), "rate", self.config.audio.rate)
+
+        def score(waveforms: NDArray[np.float32]) -> NDArray[np.float64]:
+            import torch
+
+            samples = torch.from_numpy(waveforms)
+            batch = Batch(samples, torch.full((len(samples),), samples.shape[1]), None, torch.arange(len(samples)))
+            with _without_caches(network):  # a clip that was tampered with is not heard twice
+                views = self.represent(batch, [key] * len(samples))
+            return self.machines[key].judge(self.config.scoring.scorers, views)[0]
+
+        return Asked(
+            error_map=None if seen.error_maps is None else seen.error_maps[0].astype(np.float64),
+            frame_error=None if seen.errors is None else seen.errors[0].astype(np.float64),
+            patches=None if seen.patches is None else PatchGrid(seen.patches[0], (0.0, rate / 2)),
+            score=score,
+        )
 
     def represent(self, batch: Batch, machines: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The views of a batch that the scorers look at, (B, D) float32 each; its clips belong to `machines` (B)."""
@@ -366,6 +390,20 @@ class Detector:
         from offkey.card import write_card
 
         return write_card(self)
+
+
+@contextmanager
+def _without_caches(network: Network | None) -> Iterator[None]:
+    """What a network hears meanwhile is not kept on disk."""
+    held = [] if network is None else [one for one in network.modules() if getattr(one, "cache", None) is not None]
+    caches = [one.cache for one in held]
+    for one in held:
+        one.cache = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for one, cache in zip(held, caches, strict=True):
+            one.cache = cache
 
 
 def _single(waveform: NDArray[np.float32]) -> Batch:

@@ -51,6 +51,7 @@ __all__ = ["FitError", "fit", "fit_machine", "fit_reference"]
 
 SMALLEST_REFERENCE = 2
 EMBED_BATCH = 16
+_PATCHES_OF = 4  # clips of a machine, evenly spread, whose batches lend patches to explanations
 
 
 class FitError(OffkeyError):
@@ -347,14 +348,17 @@ def _assemble(
     groups = _groups(clips)
     group_of = {place: name for name, members in groups.items() for place in members}
     builder = ProfileBuilder(LogMel(config.audio.rate, config.mel))
+    # patches of an encoder are large, and a few clips of each machine tell what is normal of them
+    asked = {place for members in groups.values() for place in members[:: -(-len(members) // _PATCHES_OF)]}
+    rebuilds = config.kind == "reconstructive"
     progress.start("embedding normal clips", len(clips))
     for batch in load_batches(clips, order, reader, None, workers=workers, failures=failures):
         machines_of = [group_of[place] for place in batch.place.tolist()]
-        seen = views(batch, machines_of)
+        seen = views(batch, machines_of, reasons=rebuilds or bool(asked & set(batch.place.tolist())))
         for view, array in seen.embeddings.items():
             for place, row in zip(batch.place.tolist(), array, strict=True):
                 rows.setdefault(place, {})[view] = row
-        builder.add(machines_of, batch, seen.errors)
+        builder.add(machines_of, batch, seen.errors, seen.error_maps, seen.patches)
         seconds += float(batch.lengths.sum()) / config.audio.rate
         progress.step(len(rows))
     machines: dict[str, MachineDetector] = {}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from offkey.data.labels import LabelSpace
 from offkey.detector import Detector, DetectorError, MachineDetector
-from offkey.explaining import Profile, Spectra
+from offkey.explaining import PatchBank, Profile, Spectra
 from offkey.files import write_whole
 from offkey.manifest import MANIFEST, Kind, ManifestError, read_manifest, write_manifest
 from offkey.scoring import Calibration, NormalQuantile, scorer_from_state
@@ -67,13 +67,11 @@ def save_detector(detector: Detector, folder: Path) -> Path:
             arrays[f"{name}|quantile{number}|slope"] = np.array([to.slope])
         arrays |= {f"{name}|reference|{view}": array for view, array in known.embeddings.items()}
         arrays |= {f"{name}|profile|mean": known.profile.mean, f"{name}|profile|spread": known.profile.spread}
-        spectra = known.profile.spectra
-        if spectra is not None:
-            arrays[f"{name}|spectra|levels"] = spectra.levels
-            arrays[f"{name}|spectra|seconds"] = spectra.seconds
-            arrays[f"{name}|spectra|fluctuation"] = spectra.fluctuation
-        if known.profile.frame_error is not None:
-            arrays[f"{name}|frame_error|usual"] = known.profile.frame_error
+        kept = {"spectra": known.profile.spectra, "patches": known.profile.patches}
+        for what, part in kept.items():
+            arrays |= {f"{name}|{what}|{key}": value for key, value in (vars(part) if part else {}).items()}
+        usual = {"frame_error": known.profile.frame_error, "band_error": known.profile.band_error}
+        arrays |= {f"{name}|{what}|usual": value for what, value in usual.items() if value is not None}
         calibration[name] = {
             "calibration": known.calibration.to_dict(),
             "clips": list(known.clips),
@@ -186,10 +184,11 @@ def _machine(
         scorers=tuple(scorer_from_state(part(f"scorer{number}")) for number in range(count)),
         quantiles=tuple(quantile(number) for number in range(count)) if blended else (),
         calibration=Calibration.from_dict(entry["calibration"]),
-        # offkey 0.1 kept the profile alone
         profile=Profile(
             **part("profile"),
-            spectra=Spectra(**part("spectra")) if part("spectra") else None,
+            spectra=Spectra(**part("spectra")),
             frame_error=part("frame_error").get("usual"),
+            band_error=part("band_error").get("usual"),
+            patches=PatchBank(**part("patches")) if part("patches") else None,
         ),
     )

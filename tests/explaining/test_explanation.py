@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 import offkey
 from offkey.audio.mel import LogMel
-from offkey.explaining import Evidence, Profile, ProfileBuilder, draw, explain_waveform
+from offkey.explaining import Asked, Evidence, Profile, ProfileBuilder, draw, explain_waveform
 from offkey.types import Batch
 
 RATE = 16000
@@ -54,6 +53,7 @@ def profile(mel: LogMel) -> Profile:
 
 
 NAMES = tuple(f"{number}.wav" for number in range(16))
+ALL = Evidence("nearest", NAMES, np.arange(16))
 
 
 def test_against_the_nearest_and_not_against_the_mean_of_all_settings(profile: Profile, mel: LogMel) -> None:
@@ -66,41 +66,81 @@ def test_against_the_nearest_and_not_against_the_mean_of_all_settings(profile: P
 
 
 def test_words_and_counts(profile: Profile, mel: LogMel) -> None:
-    found = explain_waveform(burst(hiss(99), 1.0, 1.6, 3000.0, 0.05), mel, profile)
+    found = explain_waveform(burst(hiss(99), 1.0, 1.6, 3000.0, 0.05), mel, profile, False, ALL)
     assert abs(found.start - 1.0) < 0.15
     assert abs(found.end - 1.6) < 0.15
     assert found.low < 3000 < found.high
-    assert (found.like, found.normal_clips, found.kind) == (0, 16, "profile")
-    assert re.match(r"1\.0–1\.[67] s, ", found.text)
-    assert "above normal; none of 16 normal clips does the like there" in found.text
+    assert (found.like, found.normal_clips, found.map_kind) == (0, 16, "departure")
+    said = (
+        r"1\.0–1\.[67] s, [\d.]+(–| kHz–)[\d.]+ kHz: \d+ dB( \(up to \d+\))? above normal, seen in 0 of 16 normal clips"
+    )
+    assert re.fullmatch(said, found.text)
     assert "chance" not in found.text
     assert found.strangeness > 5
-    assert "hardly more than chance" in explain_waveform(hiss(98), mel, profile).text
+    assert "hardly more than chance" in explain_waveform(hiss(98), mel, profile, False, ALL).text
 
 
 def test_a_gap_is_below_normal(profile: Profile, mel: LogMel) -> None:
     clip = hiss(99)
     clip[RATE : 2 * RATE] *= 0.1
-    found = explain_waveform(clip, mel, profile)
+    found = explain_waveform(clip, mel, profile, False, ALL)
     assert found.difference < -10
     assert "below normal" in found.text
     assert abs(found.start - 1.0) < 0.15
 
 
-def test_what_the_model_cannot_rebuild_says_when(profile: Profile, mel: LogMel) -> None:
-    """Two bursts: the louder one is no concern of the model."""
-    clip = burst(burst(hiss(99), 0.5, 1.0, 5000.0, 0.2), 2.0, 2.5, 500.0, 0.05)
+def evidence(**asked: Any) -> Evidence:
+    return Evidence("nearest", NAMES, np.arange(0, 16, 2), asked=Asked(**asked))
+
+
+def test_of_two_events_the_one_is_framed_that_the_system_objects_to(profile: Profile, mel: LogMel) -> None:
+    clip = burst(burst(hiss(99), 0.5, 1.0, 5000.0, 0.05), 2.0, 2.5, 500.0, 0.05)
     error = np.full(94, 1.0) + 0.05 * np.random.default_rng(0).standard_normal(94)
     error[63:79] += 1.0
-    found = explain_waveform(clip, mel, profile, False, Evidence("reconstruction", NAMES, np.array([0]), error))
-    assert (found.kind, found.curve_name) == ("reconstruction", "reconstruction error")
+    found = explain_waveform(clip, mel, profile, False, evidence(frame_error=error))
+    assert (found.map_kind, found.curve_name) == ("reconstruction", "reconstruction error")
     assert abs(found.start - 2.0) < 0.15
     assert abs(found.end - 2.5) < 0.15
-    assert found.low < 500 < found.high < 1500
-    assert explain_waveform(clip, mel, profile).start < 1.0
+    assert found.low < 500 < found.high
+    early = error[::-1][15:].tolist() + [1.0] * 15  # the other event
+    assert explain_waveform(clip, mel, profile, False, evidence(frame_error=np.array(early))).start < 1.0
     fewer = error.reshape(47, 2).mean(axis=1)  # a model with longer frames
-    again = explain_waveform(clip, mel, profile, False, Evidence("reconstruction", NAMES, np.array([0]), fewer))
+    again = explain_waveform(clip, mel, profile, False, evidence(frame_error=fewer))
     assert abs(again.start - found.start) < 0.1
+
+
+def test_the_map_is_where_the_system_objects_and_agreement_needs_both(profile: Profile, mel: LogMel) -> None:
+    """Of two equal tones the system hears the upper one alone."""
+    clip = burst(burst(hiss(99), 1.0, 1.6, 3000.0, 0.05), 1.0, 1.6, 500.0, 0.05)
+
+    def score(waveforms: np.ndarray) -> np.ndarray:
+        spectrum = np.abs(np.fft.rfft(waveforms, axis=1))
+        place = round(3000 * waveforms.shape[1] / RATE)
+        return spectrum[:, place - 20 : place + 20].max(axis=1)
+
+    found = explain_waveform(clip, mel, profile, False, evidence(score=score))
+    band, frame = np.unravel_index(int(found.map.argmax()), found.map.shape)
+    from offkey.audio.mel import mel_centres
+
+    centres = mel_centres(RATE, mel.config)
+    assert found.map_kind == "occlusion"
+    assert 2300 < centres[band] < 3900
+    assert 1.0 <= frame * 0.032 <= 1.6
+    upper, lower = (int(np.abs(centres - hertz).argmin()) for hertz in (3000, 500))
+    inside = np.s_[32:50]
+    assert found.agreement[upper, inside].mean() > 2 * found.agreement[lower, inside].mean()
+    alone = explain_waveform(clip, mel, profile, False, evidence())
+    assert alone.agreement[upper, inside].mean() < 2 * alone.agreement[lower, inside].mean()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"), [(3000.0, 5000.0, "3–5 kHz"), (631.0, 1690.0, "630 Hz–1.7 kHz"),
+    (47.0, 118.0, "47–120 Hz"), (998.0, 9960.0, "1–10 kHz"), (0.0, 8000.0, "0 Hz–8 kHz")]
+)  # fmt: skip
+def test_frequencies_in_words(low: float, high: float, words: str) -> None:
+    from offkey.explaining.explanation import _span
+
+    assert _span(low, high) == words
 
 
 def test_padding_and_batches_do_not_change_what_is_kept(mel: LogMel) -> None:
@@ -112,8 +152,6 @@ def test_padding_and_batches_do_not_change_what_is_kept(mel: LogMel) -> None:
         one = batch_of([clips[place]])._replace(place=torch.tensor([place]))
         alone.add(["fan"], one, [errors[place]])
     a, b = together.profiles()["fan"], alone.profiles()["fan"]
-    assert a.spectra is not None
-    assert b.spectra is not None
     np.testing.assert_allclose(a.mean, b.mean, atol=1e-4)
     np.testing.assert_allclose(a.spectra.levels.astype(np.float32), b.spectra.levels.astype(np.float32), atol=0.1)
     np.testing.assert_allclose(a.spectra.seconds, [3.0, 1.2, 2.0])
@@ -129,10 +167,8 @@ def test_the_picture_is_drawn_with_and_without_the_normal_clip(profile: Profile,
     assert "% of the score" in found.text
     bare = draw(found, mel, "a title", tmp_path / "bare.png").read_bytes()
     beside = draw(found, mel, "a title", tmp_path / "beside.png", hiss(0)).read_bytes()
-    old = draw(
-        explain_waveform(hiss(1, 0.3), mel, Profile(profile.mean, profile.spread)), mel, "t", tmp_path / "old.png"
-    )
-    assert len({bare, beside, old.read_bytes()}) == 3
+    short = draw(explain_waveform(hiss(1, 0.3), mel, profile, False, ALL), mel, "t", tmp_path / "short.png")
+    assert len({bare, beside, short.read_bytes()}) == 3
     assert bare.startswith(b"\x89PNG")
 
 
@@ -152,34 +188,31 @@ def test_a_detector_explains_by_its_own_kind(
     assert found.nearest in detector.machines["fan"].clips
     assert found.normal_clips == 22
     assert (found.shares is not None) == (kind == "statistics")
+    assert found.map_kind == "occlusion"
+    assert found.map.shape == found.level.shape == found.agreement.shape
+    assert found.map.max() == pytest.approx(1.0)
     again = offkey.load(folder).explain(clip)
     assert again.text == found.text
     np.testing.assert_array_equal(again.decibels, found.decibels)
+    np.testing.assert_allclose(again.map, found.map, atol=1e-5)
 
 
-def test_a_model_that_rebuilds_is_asked_for_its_error(fitted: Callable[[str], Any], monkeypatch: Any) -> None:
-    detector = offkey.load(fitted("loudness").folder)
-    plain = detector._views
-    error = np.full(94, 1.0, np.float32)
-    error[30:50] = 2.0
-    monkeypatch.setattr(detector, "_views", lambda batch, names: plain(batch, names)._replace(errors=[error]))
+def test_a_model_that_rebuilds_is_asked_for_its_error(fitted: Callable[[str], Any]) -> None:
+    detector, folder = fitted("baseline")
     found = detector.explain(hiss(0), machine="fan")
-    assert found.kind == "reconstruction"
-    assert abs(found.start - 29.5 * 0.032) < 0.15
-    assert abs(found.end - 49.5 * 0.032) < 0.15
+    assert (found.kind, found.map_kind) == ("reconstruction", "reconstruction")
+    assert detector.machines["fan"].profile.band_error.shape == (128, 2)
+    np.testing.assert_allclose(offkey.load(folder).explain(hiss(0), machine="fan").map, found.map, atol=1e-4)
 
 
-def test_a_detector_of_before_is_read_and_falls_back(copied: Callable[[str], Path]) -> None:
-    detector = offkey.load(copied("logmel-mahalanobis"))
-    for name, known in detector.machines.items():
-        detector.machines[name] = replace(known, profile=Profile(known.profile.mean, known.profile.spread))
-    folder = detector.save(copied("loudness"))
-    from safetensors.numpy import load_file
+def test_explaining_leaves_nothing_in_the_cache_of_frames(tmp_path: Path) -> None:
+    from offkey.detector import _without_caches
 
-    assert not [key for key in load_file(folder / "scorer.safetensors") if "|spectra|" in key]
-    found = offkey.load(folder).explain(hiss(0), machine="fan")
-    assert (found.kind, found.like) == ("profile", None)
-    assert "normal clip" not in found.text
+    network: Any = torch.nn.Sequential(torch.nn.Identity())
+    network[0].cache = tmp_path
+    with _without_caches(network):
+        assert network[0].cache is None
+    assert network[0].cache == tmp_path
 
 
 def test_the_command_draws_and_tells(
@@ -205,7 +238,9 @@ def test_the_command_draws_and_tells(
     assert [entry["error"] is None for entry in told] == [True, False]
     assert told[0]["text"] in said.out
     assert told[0]["nearest"].startswith("section_00_")
-    assert {"kind", "start", "end", "low", "high", "difference", "like", "normal_clips", "picture"} < told[0].keys()
+    assert {"kind", "map", "start", "end", "low", "high", "difference", "like", "normal_clips", "picture"} < told[
+        0
+    ].keys()
     assert (tmp_path / "why" / "a.png").read_bytes() != coarse
     assert run([*arguments, "--normal", str(tmp_path / "nowhere")]) == 2
     assert "no folder" in capsys.readouterr().err

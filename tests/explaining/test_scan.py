@@ -8,11 +8,13 @@ import pytest
 from offkey.explaining.profile import KNOTS, Profile, Spectra, local, stretches
 from offkey.explaining.scan import (
     Ordinary,
+    Region,
     ordinary,
     strangest_always,
     strangest_band,
     strangest_region,
-    strangest_time,
+    strangest_regions,
+    widened,
 )
 
 FRAME = 0.032
@@ -77,7 +79,6 @@ def test_what_normal_clips_do_by_themselves_is_no_surprise() -> None:
     """A machine that is 15 dB louder half of the time."""
     quiet = profile_of_noise()
     beats = np.where(np.arange(FRAMES) // 10 % 2 == 0, 15.0, 0.0)
-    assert quiet.spectra is not None
     every = np.concatenate([local(noise(100 + number) + beats, FRAME) for number in range(24)], axis=1)
     from scipy.special import ndtr
 
@@ -92,14 +93,6 @@ def test_what_normal_clips_do_by_themselves_is_no_surprise() -> None:
     assert strangest_region(heard, ordinary(quiet, None, False, FRAME)).strangeness > 5
 
 
-def test_without_single_clips_the_spread_serves() -> None:
-    known = profile_of_noise()
-    level = noise(0)
-    level[20:41, 60:91] += 12.0
-    found = strangest_region(local(level, FRAME), ordinary(Profile(known.mean, known.spread), None, False, FRAME))
-    assert (abs(found.low - 20) <= 2, abs(found.start - 60) <= 4, abs(found.end - 90) <= 4) == (True, True, True)
-
-
 def test_the_band_of_a_given_time(usual: Ordinary) -> None:
     level = noise(0)
     level[10:15, 50:100] += 9.0
@@ -109,20 +102,22 @@ def test_the_band_of_a_given_time(usual: Ordinary) -> None:
     assert abs(found.high - 14) <= 1
 
 
-@pytest.mark.parametrize("known", [None, np.array([1.0, 0.1, 0.2], np.float32)])
-def test_the_time_of_a_curve(known: np.ndarray | None) -> None:
-    curve = 1.0 + 0.2 * np.random.default_rng(0).standard_normal(300)
-    curve[120:150] += 1.0
-    curve[200:260] -= 1.0  # frames that are rebuilt too well are no fault
-    start, end = strangest_time(curve, known, FRAME)
-    assert abs(start - 120) <= 4
-    assert abs(end - 149) <= 4
+def test_regions_one_after_another_share_no_time(usual: Ordinary) -> None:
+    level = noise(0)
+    level[10:20, 20:50] += 12.0
+    level[40:50, 100:130] += 9.0
+    first, second = strangest_regions(local(level, FRAME), usual, 2)
+    assert (abs(first.start - 20) <= 4, abs(second.start - 100) <= 4) == (True, True)
+    assert first.strangeness > second.strangeness
 
 
-def test_an_error_that_is_high_throughout_is_all_the_time() -> None:
-    curve = 3.0 + 0.2 * np.random.default_rng(0).standard_normal(300)
-    start, end = strangest_time(curve, np.array([1.0, 0.1, 0.2], np.float32), FRAME)
-    assert end - start > 280
+def test_a_region_takes_in_the_bands_beside_it_where_the_map_is_as_strong() -> None:
+    strength = np.zeros((BANDS, FRAMES))
+    strength[10:30, 50:60] = 1.0
+    strength[5:10, 50:60] = 0.2
+    strength[40:50, 50:60] = 1.0  # not beside it
+    strength[30:40, 0:20] = 9.0  # not in its time
+    assert widened(Region(15, 20, 50, 59, 3.0), strength) == Region(10, 29, 50, 59, 3.0)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 17])
@@ -130,5 +125,4 @@ def test_very_short_clips_have_a_region(usual: Ordinary, frames: int) -> None:
     level = noise(0, frames)
     found = strangest_region(local(level, FRAME), usual)
     assert 0 <= found.start <= found.end < frames
-    assert strangest_time(level[0], None, FRAME)[1] < frames
     assert stretches(level).shape == (BANDS, 16)

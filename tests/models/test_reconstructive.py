@@ -129,6 +129,21 @@ def test_error_is_the_mean_square_over_channels_of_a_standardised_map(model: Rec
     assert torch.equal(told.embedding, latent)
 
 
+def test_errors_by_band_are_those_of_the_log_mel_channels() -> None:
+    config = SMALL.model_copy(update={"use_log_mel": True, "use_tgram": False})
+    model = make(config, streams=False).eval()
+    batch = batch_of(*noise(9000, 21000))
+    error, maps = model(batch).frame_error, model.error_map(batch)
+    assert error is not None
+    assert maps.shape == (2, model.mel.config.n_mels, error.shape[1])
+    torch.testing.assert_close(maps.mean(1), error, atol=1e-5, rtol=1e-4)
+    alone = model.error_map(batch_of(*noise(9000, 21000)[:1]))
+    torch.testing.assert_close(maps[:1, :, : alone.shape[2]], alone, atol=1e-4, rtol=1e-3)
+    assert make(SMALL.model_copy(update={"use_log_mel": True})).error_map(batch).shape == maps.shape
+    with pytest.raises(OffkeyError, match="use_log_mel"):
+        make(SMALL.model_copy(update={"use_log_mel": False})).error_map(batch)
+
+
 def test_past_its_own_frames_a_short_window_shows_the_net_nothing(model: Reconstructive) -> None:
     batch = windows_of(model, batch_of(*noise(250)))  # 3 frames
     mask = frame_mask(own_frames(batch.lengths, HOP, KERNEL), WINDOW)

@@ -15,7 +15,7 @@ import soundfile
 from tests.report.outline import Outline
 
 from offkey.evaluation.protocol import ScoredClip, choose_protocol, evaluate
-from offkey.report import ClipReport, EmbeddingMap, MachineReport, write_report
+from offkey.report import ClipReport, EmbeddingMap, MachineReport, Reason, write_report
 from offkey.types import Condition, Domain
 
 
@@ -24,7 +24,7 @@ def page(tmp_path, report, audio):
     """A function that writes a report and reads it back, with every general law checked on it."""
 
     def make(*machines, **changes):
-        options = {key: changes.pop(key) for key in ("examples", "max_bytes") if key in changes}
+        options = {key: changes.pop(key) for key in ("examples", "max_bytes", "explain") if key in changes}
         out = write_report(report(*machines, **changes), tmp_path / "out" / "report.html", audio, **options)
         text = out.read_text(encoding="utf-8")
         assert_laws(text)
@@ -175,6 +175,32 @@ def test_clips_that_cannot_be_read_say_so_in_place_of_the_player(page, machine):
     assert outline.text.count("could not be read: gone.wav: no such file") == 8
     nowhere = dataclasses.replace(plain, clips=[dataclasses.replace(c, path=None) for c in plain.clips])
     assert Outline(page(nowhere)).text.count("was not at hand") == 8
+
+
+def test_the_strangest_clips_are_explained(page, machine):
+    asked = []
+
+    def explain(name, clip):
+        asked.append((name, clip.file))
+        if len(asked) == 2:
+            return None
+        strength = np.zeros((32, 60))
+        strength[10, 20] = 1.0
+        normal = np.random.default_rng(0).random((32, 16))
+        return Reason(
+            "0.5–0.9 s, 3–5 kHz: 9 dB above <normal>", strength, "a distance", normal,
+            f"near_{len(asked)}.wav", np.linspace(0.0, 8000.0, 33), 2.0, (0.5, 0.9, 3000.0, 5000.0),
+        )  # fmt: skip
+
+    text = page(machine(), examples=2, explain=explain)
+    assert [name for name, _ in asked] == ["fan", "fan"]
+    shown = Outline(text).text
+    assert shown.count("9 dB above <normal>") >= 1
+    assert shown.count("Nearest normal clip: near_1.wav") == 1
+    assert "near_2.wav" not in shown
+    assert text.count("data:image/png") == 4 + 2
+    assert text.count("<rect") - page(machine(), examples=2).count("<rect") == 2
+    assert Outline(page(machine(), examples=2, explain=lambda *_: None)).text.count("Nearest") == 0
 
 
 def test_players_hold_the_clips_own_sound(page, machine, audio):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from offkey.report.sound import encode_audio, picture, png, spectrogram
+from offkey.report.sound import encode_audio, picture, png, spectrogram, spectrum_of
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 48000])
@@ -97,3 +97,15 @@ def test_small_audio_is_much_smaller_and_falls_back_where_mp3_cannot():
     assert kind == "audio/mpeg"
     assert len(data) < 0.4 * len(encode_audio(noise, 16000, 0, small=False)[1])
     assert encode_audio(noise, 17000, 0, small=True)[0] == "audio/flac"
+
+
+def test_a_map_of_other_bands_stands_at_its_frequencies_and_is_cut_with_the_clip():
+    values = np.zeros((40, 500), np.float32)
+    values[10, 200] = 1.0  # 2.0 to 2.2 kHz, at 8 s of 20
+    found = spectrum_of(values, np.linspace(0.0, 8000.0, 41), 20.0, 10.0)
+    assert found.seconds == 10.0
+    assert found.level.shape[1] == 250
+    rows, columns = np.nonzero(found.level)
+    assert set(columns) == {200}
+    assert 1900 < found.edges[rows.min()] <= found.edges[rows.max() + 1] < 2300
+    assert spectrum_of(values, np.linspace(0.0, 8000.0, 41), 20.0, 30.0).level.shape[1] == 300

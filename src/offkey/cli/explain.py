@@ -79,6 +79,7 @@ def explain(
 def _described(explanation: Explanation, picture: Path) -> dict[str, Any]:
     return {
         "kind": explanation.kind,
+        "map": explanation.map_kind,
         "start": explanation.start,
         "end": explanation.end,
         "low": explanation.low,
@@ -108,9 +109,7 @@ def pictures(
         if verdict is None:
             continue
         explanation = detector.explain(row.path, machine=verdict.machine)
-        found = None
-        if explanation.nearest is not None:
-            found = _found(explanation.nearest, row.path, verdict.machine, normal)
+        found = _found(explanation.nearest, row.path, verdict.machine, normal)
         beside = None
         if found is not None:
             try:

@@ -95,11 +95,13 @@ class FeatureCache:
         pool: Callable[[list[Tensor], list[Tensor]], Tensor],
         told: str,
         resample: Resample | None = None,
+        heard: Sequence[Tensor] | None = None,
     ) -> Float[Tensor, "B D"]:
         """`pool(grids, counts)` of layers `which`: one vector a clip, of which alone is kept what takes a few kB.
 
         `grids` (B, Pt, Pf, D') a layer and `counts` (B,) the clips' own patches along time in it; `pool` must give
-        (B, D), each row from its own clip alone. `told` stands for everything that makes `pool` what it is.
+        (B, D), each row from its own clip alone. `told` stands for everything that makes `pool` what it is. `heard`:
+        what `layers` gave for these clips, where it is at hand, so that nothing is encoded.
         """
         _refuse_what_changes(encoder, waveform)
         encoder.check_layers(which)
@@ -120,7 +122,10 @@ class FeatureCache:
         if missing:
             places = list(missing.values())
             own = torch.tensor([sizes[place] for place in places])
-            grids = _encode(encoder, waveform, own.tolist(), places, which, resample)
+            if heard is None:
+                grids = _encode(encoder, waveform, own.tolist(), places, which, resample)
+            else:
+                grids = [grid[places] for grid in heard]
             own = own if resample is None else resample.lengths(own)
             counts = [encoder.patch_counts(own, layer).to(waveform.device) for layer in which]
             for clip, vector in zip(missing, pool(grids, counts).cpu().numpy(), strict=True):

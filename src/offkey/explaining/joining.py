@@ -19,17 +19,15 @@ def join_profiles(old: Profile, new: Profile, share: float) -> Profile:
 
     Means, spreads and reconstruction errors are those of all frames (but for the smallest spread, below which a
     profile tells none); quantiles of the fluctuation are those of the mixture, between knots by straight lines.
-    Without spectra in `old` (offkey 0.1) there are none in what comes out, since they must stand for all clips.
+    What an encoder's patches and the errors of bands are like is left as `old` tells it.
     """
     mean = (1 - share) * old.mean + share * new.mean
     square = (1 - share) * (old.spread**2 + (old.mean - mean) ** 2) + share * (new.spread**2 + (new.mean - mean) ** 2)
-    spectra = None
-    if old.spectra is not None and new.spectra is not None:
-        spectra = Spectra(
-            np.concatenate([old.spectra.levels, new.spectra.levels]),
-            np.concatenate([old.spectra.seconds, new.spectra.seconds]),
-            _mixed(old.spectra.fluctuation, new.spectra.fluctuation, share),
-        )
+    spectra = Spectra(
+        np.concatenate([old.spectra.levels, new.spectra.levels]),
+        np.concatenate([old.spectra.seconds, new.spectra.seconds]),
+        _mixed(old.spectra.fluctuation, new.spectra.fluctuation, share),
+    )
     return replace(
         old,
         mean=mean.astype(np.float32),

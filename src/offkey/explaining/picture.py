@@ -18,10 +18,10 @@ _TICKS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 def draw(
     explanation: Explanation, mel: LogMel, title: str, out: Path, normal: NDArray[np.float32] | None = None
 ) -> Path:
-    """A PNG: the clip's spectrogram with the strangest region framed, its difference to normal, a curve over time.
+    """A PNG: the clip's spectrogram with the strangest region framed, the system's map, and the difference to normal.
 
-    Beside it stands the nearest normal clip: its own samples `normal` (T,) at the model's rate where they are at hand,
-    else the coarse spectrogram that the detector keeps, else the mean of all normal clips.
+    Above stands what the system objects to over time; beside it the nearest normal clip: its own samples `normal` (T,)
+    at the model's rate where they are at hand, else the coarse spectrogram that the detector keeps.
     """
     import io
 
@@ -35,10 +35,10 @@ def draw(
     seconds = explanation.level.shape[1] * frame
     frequencies = _edges(mel)
     beside, length, name = _beside(explanation, mel, normal)
-    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    figure = Figure(figsize=(11, 9.2), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(3, 2, width_ratios=(1.6, 1.0), height_ratios=(0.7, 2, 2))
-    curve, clip, difference = (figure.add_subplot(grid[row, 0]) for row in range(3))
+    grid = figure.add_gridspec(4, 2, width_ratios=(1.6, 1.0), height_ratios=(0.7, 2, 2, 2))
+    curve, clip, objects, difference = (figure.add_subplot(grid[row, 0]) for row in range(4))
     other, last = figure.add_subplot(grid[1, 1]), figure.add_subplot(grid[2, 1])
 
     low, high = (float(v) for v in np.quantile(explanation.level, (0.02, 0.998)))
@@ -50,20 +50,28 @@ def draw(
     red = difference.pcolormesh(
         times, frequencies, explanation.decibels, cmap="RdBu_r", vmin=-20, vmax=20, rasterized=True
     )
+    top = max(float(explanation.map.max()), 1e-6)
+    strange = objects.pcolormesh(
+        times, frequencies, np.maximum(explanation.map, 0.0), cmap="inferno", vmin=0.0, vmax=top, rasterized=True
+    )
     figure.colorbar(shown, ax=clip, label="dB", pad=0.01)
+    figure.colorbar(strange, ax=objects, pad=0.01)
     figure.colorbar(red, ax=difference, label="dB above normal", pad=0.01)
-    for axes, colour in ((clip, "white"), (difference, "black")):
+    for axes, colour in ((clip, "white"), (objects, "white"), (difference, "black")):
         size = (explanation.end - explanation.start, explanation.high - explanation.low)
         axes.add_patch(
             Rectangle((explanation.start, explanation.low), *size, fill=False, edgecolor=colour, linewidth=1.8)
         )
         axes.set(xlim=(0, seconds), ylabel="frequency (kHz)")
     clip.set_title("this clip", loc="left", fontsize=9)
+    objects.set_title(
+        f"what the system objects to ({explanation.map_kind}): {explanation.map_name}", loc="left", fontsize=9
+    )
     difference.set(xlabel="time (s)")
     difference.set_title("its difference to normal", loc="left", fontsize=9)
     other.set(xlabel="time (s)")
     other.set_title(name, loc="left", fontsize=9)
-    for axes in (clip, difference, other):
+    for axes in (clip, objects, difference, other):
         _scale(axes, frequencies, "y")
 
     curve.plot(np.arange(len(explanation.curve)) * frame, explanation.curve, color="black", linewidth=1.0)
@@ -85,11 +93,9 @@ def _beside(
 
     if normal is not None:
         found = mel(torch.from_numpy(np.array(normal, dtype=np.float32))[None])[0].numpy()
-        return found, len(normal) / mel.rate, f"nearest normal clip: {_short(explanation.nearest or '')}"
+        return found, len(normal) / mel.rate, f"nearest normal clip: {_short(explanation.nearest)}"
     length = explanation.level.shape[1] * mel.config.hop / mel.rate
-    if explanation.normal.shape[1] > 1:
-        return explanation.normal, length, f"nearest normal clip (coarse): {_short(explanation.nearest or '')}"
-    return explanation.normal, length, "mean of the normal clips"
+    return explanation.normal, length, f"nearest normal clip (coarse): {_short(explanation.nearest)}"
 
 
 def _spectra(axes: object, explanation: Explanation, mel: LogMel, beside: NDArray[np.float32]) -> None:

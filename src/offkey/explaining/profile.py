@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offkey.audio.mel import LogMel
+from offkey.explaining.patches import PatchBank, PatchBankBuilder
 from offkey.types import Batch
 
-__all__ = ["KNOTS", "STRETCHES", "Profile", "ProfileBuilder", "Spectra", "local", "profile_of", "stretches"]
+__all__ = ["KNOTS", "STRETCHES", "Profile", "ProfileBuilder", "Spectra", "local", "stretches"]
 
 STRETCHES = 16
 """Columns of the coarse spectrogram that is kept of each normal clip."""
@@ -21,6 +22,7 @@ KNOTS = np.linspace(-3.0, 3.0, 13)
 
 _SMOOTH_SECONDS = 0.1  # single frames of noise fluctuate by several dB: look at what lasts
 _SMALLEST_SPREAD_DB = 1.0
+_SMALLEST_ERROR = 1e-6
 _BINS = np.linspace(-60.0, 60.0, 481)
 
 
@@ -46,15 +48,19 @@ class Spectra:
 class Profile:
     """What is normal in each mel band: `mean` and `spread` (M,) in dB over the frames of all normal clips.
 
-    `spectra` are the clips one by one, None in detectors of offkey 0.1. `frame_error` (3,) is what is normal of a
-    model's reconstruction error: its mean over all frames, the standard deviation of the clips' own means, and that of
-    frames within their clip; None where nothing is reconstructed.
+    `spectra` are the clips one by one. `frame_error` (3,) is what is normal of a model's reconstruction error: its mean
+    over all frames, the standard deviation of the clips' own means, and that of frames within their clip; None where
+    nothing is reconstructed. `band_error` (M, 2) is mean and standard deviation of the error's natural logarithm in
+    each band; None where a model does not rebuild bands. `patches` are normal ones of an encoder, None where there are
+    none.
     """
 
     mean: NDArray[np.float32]
     spread: NDArray[np.float32]
-    spectra: Spectra | None = None
+    spectra: Spectra
     frame_error: NDArray[np.float32] | None = None
+    band_error: NDArray[np.float32] | None = None
+    patches: PatchBank | None = None
 
 
 class ProfileBuilder:
@@ -69,11 +75,21 @@ class ProfileBuilder:
         self._clips: dict[str, list[tuple[int, NDArray[np.float16], float]]] = {}
         self._errors: dict[str, list[tuple[int, float, float]]] = {}
         self._counts: dict[str, NDArray[np.int64]] = {}
+        self._bands: dict[str, NDArray[np.float64]] = {}
+        self._patches: dict[str, PatchBankBuilder] = {}
 
-    def add(self, machines: Iterable[str], batch: Batch, errors: Sequence[NDArray[np.float32]] | None = None) -> None:
+    def add(
+        self,
+        machines: Iterable[str],
+        batch: Batch,
+        errors: Sequence[NDArray[np.float32]] | None = None,
+        error_maps: Sequence[NDArray[np.float32]] | None = None,
+        patches: Sequence[NDArray[np.float32]] | None = None,
+    ) -> None:
         """Count a batch whose clips belong to `machines` (B names).
 
-        `errors` are B arrays, the model's error in each of a clip's own frames.
+        `errors` are B arrays, the model's error in each of a clip's own frames; `error_maps` the same by mel band,
+        (M, F_b); `patches` an encoder's, (Pt_b, Pf, D).
         """
         names = list(machines)
         levels = self.mel(batch.waveform, batch.lengths).double().numpy()
@@ -90,6 +106,12 @@ class ProfileBuilder:
             if errors is not None:
                 mine = errors[row].astype(np.float64)
                 self._errors.setdefault(name, []).append((len(mine), float(mine.mean()), float(mine.var())))
+            if error_maps is not None:
+                told = np.log(np.maximum(error_maps[row].astype(np.float64), _SMALLEST_ERROR))
+                added = np.stack([told.sum(axis=1), np.square(told).sum(axis=1), np.full(len(told), told.shape[1])])
+                self._bands[name] = self._bands.get(name, np.zeros(())) + added
+            if patches is not None:
+                self._patches.setdefault(name, PatchBankBuilder()).add(place, patches[row])
 
     def profiles(self) -> dict[str, Profile]:
         """The profile of every machine that was counted."""
@@ -101,8 +123,16 @@ class ProfileBuilder:
                 np.array([seconds for *_, seconds in ordered], dtype=np.float32),
                 _quantiles(self._counts[name]),
             )
-            plain = profile_of(sums[0], sums[1], sums[2])
-            made[name] = Profile(plain.mean, plain.spread, spectra, self._usual_error(name))
+            mean, spread = _moments(*sums)
+            known = self._patches.get(name)
+            made[name] = Profile(
+                mean.astype(np.float32),
+                np.maximum(spread, _SMALLEST_SPREAD_DB).astype(np.float32),
+                spectra,
+                self._usual_error(name),
+                np.stack(_moments(*self._bands[name]), axis=1).astype(np.float32) if name in self._bands else None,
+                None if known is None else known.bank(),
+            )
         return made
 
     def _count(self, name: str, values: NDArray[np.float64]) -> None:
@@ -122,11 +152,12 @@ class ProfileBuilder:
         return np.array([mean, np.sqrt(between), np.sqrt(float(share @ told[:, 2]))], dtype=np.float32)
 
 
-def profile_of(total: NDArray[np.float64], squares: NDArray[np.float64], count: NDArray[np.float64]) -> Profile:
-    """A profile from sums (M,) and sums of squares (M,) over `count` (1,) frames."""
+def _moments(
+    total: NDArray[np.float64], squares: NDArray[np.float64], count: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and standard deviations (M,) from sums (M,) and sums of squares (M,) over `count` frames."""
     mean = total / count
-    spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-    return Profile(mean.astype(np.float32), np.maximum(spread, _SMALLEST_SPREAD_DB).astype(np.float32))
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))
 
 
 def stretches(level: NDArray[np.float64], count: int = STRETCHES) -> NDArray[np.float64]:

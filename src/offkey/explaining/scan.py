@@ -39,7 +39,8 @@ __all__ = [
     "strangest_always",
     "strangest_band",
     "strangest_region",
-    "strangest_time",
+    "strangest_regions",
+    "widened",
 ]
 
 _BANDS = 64  # cells of the scan along frequency, and along time
@@ -52,6 +53,7 @@ _HIGHEST_SCORE = 8.0  # of a place, so that a click does not outweigh what lasts
 _HIGHEST_IN_BAND = 64.0
 _SKIRT = 0.25
 _MOST_CLIPS = 256  # of the reference, evenly spread, for the two variances
+_WIDER = 0.3  # of the most that a region's bands show: neighbours above that belong to it
 _COMMON = 0.5  # share of a band's variance taken to be common to clips and bands where that is not known
 
 
@@ -101,7 +103,7 @@ def ordinary(profile: Profile, near: NDArray[np.int64] | None, levelled: bool, f
     edges = _edges(len(profile.mean), _BANDS)
     low, high = np.triu_indices(len(edges), 1)
     spectra = profile.spectra
-    if spectra is None or len(spectra) < 2:
+    if len(spectra) < 2:
         spread = profile.spread[:, None].astype(np.float64)
         variance = np.square(_runs(spread, edges, low, high)[:, 0])
         within = _COMMON + (1 - _COMMON) / (high - low)
@@ -171,6 +173,31 @@ def strangest_region(local: NDArray[np.float64], usual: Ordinary) -> Region:
     return found._replace(strangeness=strangeness)
 
 
+def strangest_regions(local: NDArray[np.float64], usual: Ordinary, count: int) -> list[Region]:
+    """At most `count` regions, strangest first, of which no two share a frame; as the above."""
+    left = local.copy()
+    found: list[Region] = []
+    for _ in range(count):
+        region = strangest_region(left, usual)
+        if found and region.strangeness <= 0:
+            break
+        found.append(region)
+        left[:, region.start : region.end + 1] = 0.0
+    return found
+
+
+def widened(region: Region, strength: NDArray[np.float64]) -> Region:
+    """The region with the bands beside it in which a map (M, F) is nearly as strong, in its time, as in its own."""
+    means = strength[:, region.start : region.end + 1].mean(axis=1)
+    enough = means >= _WIDER * float(means[region.low : region.high + 1].max())
+    low, high = region.low, region.high
+    while low > 0 and enough[low - 1]:
+        low -= 1
+    while high < len(enough) - 1 and enough[high + 1]:
+        high += 1
+    return region._replace(low=low, high=high)
+
+
 def strangest_band(local: NDArray[np.float64], usual: Ordinary, start: int, end: int) -> Region:
     """The band of what happens between the frames `start` and `end`; otherwise as the above.
 
@@ -199,34 +226,6 @@ def strangest_band(local: NDArray[np.float64], usual: Ordinary, start: int, end:
 def _region(usual: Ordinary, run: int, start: int, end: int, strangeness: float) -> Region:
     low, high = int(usual.edges[usual.low[run]]), int(usual.edges[usual.high[run]]) - 1
     return Region(low, high, start, end, strangeness)
-
-
-def strangest_time(curve: NDArray[np.float64], usual: NDArray[np.float32] | None, frame: float) -> tuple[int, int]:
-    """The stretch (first frame, last frame) of a curve (F,) that is HIGHER than usual by most, for its length.
-
-    As for spectra, two things are looked for: a stretch that stands above the clip's own median, and the whole clip, if
-    its mean strays farther from that of normal clips. `usual` (3,) is `Profile.frame_error`; where it is not known, the
-    clip's own fluctuation serves, and nothing is said of the whole.
-    """
-    level = float(np.median(curve))
-    own = 1.4826 * float(np.median(np.abs(curve - level)))
-    within = own if usual is None else float(usual[2])
-    within = max(within, 1e-9 * max(float(np.abs(curve).max()), 1e-30))
-    borders = _borders(len(curve), frame)
-    total = np.concatenate([[0.0], np.cumsum(curve - level)])[borders]
-    best = (-np.inf, 0, 0)
-    for length in range(1, len(borders)):
-        frames = borders[length:] - borders[:-length]
-        mean = (total[length:] - total[:-length]) / frames
-        strange = mean * np.sqrt(frames) / within - _charge(float(len(curve)), frames)
-        begin = int(strange.argmax())
-        best = max(best, (float(strange[begin]), begin, length))
-    if usual is not None:
-        stray = float(curve.mean() - usual[0]) / float(np.sqrt(usual[1] ** 2 + within**2 / len(curve)))
-        if stray - float(_charge(1.0, np.ones(1))[0]) > best[0]:
-            return 0, len(curve) - 1
-    _, begin, length = best
-    return int(borders[begin]), int(borders[begin + length]) - 1
 
 
 def _charge(cells: float, size: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:

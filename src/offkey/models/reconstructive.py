@@ -149,6 +149,34 @@ class Reconstructive(nn.Module):
         total = latent.new_zeros(len(frames), latent.shape[1]).index_add(0, windows.clip, latent)
         return Representation(total / count[:, None], frame_error=lay_back(error, windows, frames, fixed.shape[-1]))
 
+    @torch.no_grad()
+    def error_map(self, batch: Batch) -> Float[Tensor, "B M F"]:
+        """Squared error of every band and mel frame, both standardised; frames that two windows hold are averaged.
+
+        Raises OffkeyError where log-mel is not among what is rebuilt.
+        """
+        if not self.config.use_log_mel:
+            raise OffkeyError("this network rebuilds no log-mel: set model.use_log_mel")
+        frames, bands = self.mel.frames(batch.lengths), self.mel.config.n_mels
+        width, fixed = self.config.window, self.fixed_features(batch.waveform, batch.lengths)
+        windows = cover(frames, width)
+        told = []
+        for part in zip(*(numbers.split(_AT_ONCE) for numbers in windows), strict=True):
+            some = Windows(*part)
+            samples = batch.waveform[:0]
+            if self.tgram is not None:
+                samples = cut_samples(
+                    batch.waveform, batch.lengths, some, width, self.mel.config.hop, self.mel.config.n_fft
+                )
+            mask = frame_mask(some.frames, width)
+            target, _ = self.window_features(samples, cut_frames(fixed, some, width), mask)
+            rebuilt, _ = self.autoencoder(target)
+            # log-mel is the last of the fixed channels
+            own = slice(len(self.fixed_mean) - bands, len(self.fixed_mean))
+            told.append((rebuilt[:, own].float() - target[:, own]).square() * mask[:, None])
+        error = torch.cat(told)
+        return torch.stack([lay_back(error[:, band], windows, frames, fixed.shape[-1]) for band in range(bands)], dim=1)
+
     def error_frames(self, lengths: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
         """How many numbers of `frame_error` are a clip's own, for `lengths` in samples."""
         return self.mel.frames(lengths)

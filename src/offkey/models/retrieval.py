@@ -74,15 +74,14 @@ class Retrieval(nn.Module):
     def forward(self, batch: Batch, patches: bool = False) -> Representation:
         """Embed clips of any lengths; a clip's embedding does not depend on its company.
 
-        `patches`: tell the patches (B, Pt, Pf, D') of the last of `layers` as well, zero past a clip's own, which are
-        computed then even if the embedding is known.
+        `patches`: tell the patches (B, Pt, Pf, D') of the last of `layers` as well, zero past a clip's own.
         """
         waveform, lengths = long_enough(batch.waveform, batch.lengths, self.encoder, self.resample)
-        if self.cache is not None and not patches:
-            embedding = self.cache.pooled(
-                self.encoder, waveform, lengths, self.layers, self.pool, self._told(), self.resample
-            )
-            return Representation(embedding)
+        if self.cache is not None:
+            given = (self.encoder, waveform, lengths, self.layers)
+            known = self.cache.layers(*given, self.resample) if patches else None
+            embedding = self.cache.pooled(*given, self.pool, self._told(), self.resample, known)
+            return Representation(embedding, patch_grid=None if known is None else known[-1])
         heard, own = self.resample(waveform, lengths), self.resample.lengths(lengths)
         with torch.no_grad():
             grids = self.encoder.layers(heard, own, self.layers)

@@ -8,8 +8,17 @@
 from __future__ import annotations
 
 from offkey.report.comparison import write_comparison
-from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
+from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, Reason, ReportData
 from offkey.report.page import write_report
 from offkey.report.projection import project
 
-__all__ = ["ReportData", "MachineReport", "ClipReport", "EmbeddingMap", "project", "write_comparison", "write_report"]
+__all__ = [
+    "ClipReport",
+    "EmbeddingMap",
+    "MachineReport",
+    "Reason",
+    "ReportData",
+    "project",
+    "write_comparison",
+    "write_report",
+]

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 import offkey
 from offkey.assessment import FOLDER, KeptAssessment, KeptClip, read_assessment
 from offkey.audio.io import AudioConfig, AudioError, read_clip
+from offkey.audio.mel import mel_centres
 from offkey.detector import Detector
-from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
+from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, Reason, ReportData
 from offkey.report.page import write_report
 from offkey.report.projection import project
 from offkey.report.separation import SeparatedClip, write_separation_report
@@ -22,7 +23,7 @@ from offkey.separation.front_end import FrontEnd
 from offkey.separation.stems import Stems
 from offkey.systems.config import ScoringConfig
 from offkey.systems.settings import to_toml
-from offkey.types import Domain
+from offkey.types import Domain, OffkeyError
 
 __all__ = ["report_data", "write_run_report"]
 
@@ -49,7 +50,37 @@ def write_run_report(run: Path, out: Path, title: str | None = None, examples: i
         data = replace(data, facts=[*data.facts, ("Front end", f"{detector.config.separation.keep}: see {page.name}")])
     # Players keep the recording's own level and both channels mixed: what a person would hear.
     config = AudioConfig(rate=detector.config.audio.rate, channel=detector.config.audio.channel)
-    return write_report(data, out, audio=lambda path: (read_clip(path, config), config.rate), examples=examples)
+    return write_report(
+        data,
+        out,
+        audio=lambda path: (read_clip(path, config), config.rate),
+        examples=examples,
+        explain=lambda machine, clip: _reason(detector, machine, clip),
+    )
+
+
+def _reason(detector: Detector, machine: str, clip: ClipReport) -> Reason | None:
+    """Why a clip is strange; None where its file cannot be heard."""
+    if clip.path is None:
+        return None
+    try:
+        found = detector.explain(clip.path, machine=machine)
+    except (OffkeyError, OSError):
+        return None
+    config, rate = detector.config.mel, detector.config.audio.rate
+    centres = mel_centres(rate, config)
+    top = rate / 2 if config.f_max is None else config.f_max
+    strength = np.maximum(found.map, 0.0)
+    return Reason(
+        text=found.text,
+        strength=strength / max(float(strength.max()), 1e-12),
+        strength_name=found.map_name,
+        normal=found.normal,
+        nearest=found.nearest,
+        edges=np.concatenate([[config.f_min], (centres[1:] + centres[:-1]) / 2, [top]]),
+        seconds=found.level.shape[1] * config.hop / rate,
+        box=(found.start, found.end, found.low, found.high),
+    )
 
 
 def _write_stems(

@@ -11,7 +11,7 @@ import numpy as np
 
 from offkey.types import Condition, Domain, Float
 
-__all__ = ["ClipReport", "EmbeddingMap", "MachineReport", "ReportData"]
+__all__ = ["ClipReport", "EmbeddingMap", "MachineReport", "Reason", "ReportData"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,25 @@ class ClipReport:
     p_value: float | None = None
     domain: Domain = Domain.UNKNOWN
     condition: Condition = Condition.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a clip is strange: a sentence, where the system objects, and the nearest normal clip.
+
+    `strength` (M, F) from 0 to 1 over the clip's `seconds`, and `normal` (M, C) dB over the normal clip's, both in
+    bands between `edges` (M + 1,) in hertz. `box` is (start, end, low, high) of the strangest region in seconds and
+    hertz.
+    """
+
+    text: str
+    strength: Float[np.ndarray, "M F"]
+    strength_name: str
+    normal: Float[np.ndarray, "M C"]
+    nearest: str
+    edges: Float[np.ndarray, " M1"]
+    seconds: float
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from offkey.report.contents import ClipReport, MachineReport
+from offkey.report.contents import ClipReport, MachineReport, Reason
 from offkey.report.sound import (
     Spectrum,
     data_uri,
@@ -18,12 +18,15 @@ from offkey.report.sound import (
     picture,
     spectrogram,
     spectrogram_figure,
+    spectrum_of,
 )
 from offkey.types import OffkeyError
 
-__all__ = ["AudioReader", "Example", "Examples", "afford", "choose", "gather"]
+__all__ = ["AudioReader", "Example", "Examples", "Explainer", "afford", "choose", "gather"]
 
 AudioReader = Callable[[Path], tuple[NDArray[np.float32], int]]
+Explainer = Callable[[str, ClipReport], Reason | None]
+"""A machine's name and one of its clips -> why the clip is strange, None where that cannot be told."""
 
 EXCERPT_SECONDS = 10.0
 _LOUDEST_DOUBLINGS = 6  # 36 dB: beyond that one would listen to the recorder's own noise
@@ -38,6 +41,7 @@ class Example:
     rate: int = 0
     spectrum: Spectrum | None = None
     drawing: Markup | None = None
+    reason: Reason | None = None
     audio: str | None = None
     remarks: list[str] = field(default_factory=list)
 
@@ -85,10 +89,18 @@ def _read(clip: ClipReport, audio: AudioReader | None) -> Example:
     return example
 
 
-def gather(machine: MachineReport, audio: AudioReader | None, count: int, key: str) -> Examples:
-    """Read the clips to show; one loudness and one colour scale for all of them, so that they compare."""
+def gather(
+    machine: MachineReport, audio: AudioReader | None, count: int, key: str, explain: Explainer | None = None
+) -> Examples:
+    """Read the clips to show; one loudness and one colour scale for all of them, so that they compare.
+
+    The most anomalous ones are explained.
+    """
     most, least = choose(machine.clips, count)
     chosen = Examples([_read(c, audio) for c in most], [_read(c, audio) for c in least], key=key)
+    if explain is not None:
+        for example in chosen.most:
+            example.reason = explain(machine.name, example.clip) if example.spectrum is not None else None
     heard = [e for e in (*chosen.most, *chosen.least) if e.samples is not None and e.spectrum is not None]
     if heard:
         peak = max(float(np.abs(e.samples).max()) for e in heard if e.samples is not None)
@@ -120,7 +132,27 @@ def _draw(machine: Examples, example: Example, key: str) -> Markup | None:
     image = picture(example.spectrum, *machine.levels)
     seconds, score = example.spectrum.seconds, example.clip.score
     said = f"{seconds:.1f} s of sound, bright where it is loud; score {score:.4g}."
-    return spectrogram_figure(key, image, example.spectrum, f"Spectrogram of {name}", said)
+    reason = example.reason
+    box = None if reason is None else reason.box
+    drawn = spectrogram_figure(key, image, example.spectrum, f"Spectrogram of {name}", said, box)
+    return drawn if reason is None else drawn + _because(reason, name, key)
+
+
+def _because(reason: Reason, name: str, key: str) -> Markup:
+    """The system's map of a clip, and the nearest normal clip."""
+    strength = spectrum_of(reason.strength, reason.edges, reason.seconds, EXCERPT_SECONDS)
+    normal = spectrum_of(reason.normal, reason.edges, reason.seconds, EXCERPT_SECONDS)
+    low, high = (float(v) for v in np.quantile(normal.level, [0.03, 0.998]))
+    objects = spectrogram_figure(
+        f"{key}-why", picture(strength, 0.0, 1.0), strength, f"What the system objects to in {name}",
+        f"Bright where the system objects: {reason.strength_name}. {reason.text}.", reason.box,
+    )  # fmt: skip
+    beside = spectrogram_figure(
+        f"{key}-near", picture(normal, low, max(high, low + 20.0)), normal, f"Spectrogram of {reason.nearest}",
+        f"The normal clip that the system finds nearest to {name}, as coarse as the detector keeps it.",
+    )  # fmt: skip
+    told = Markup('<p class="remark">{}</p>')
+    return objects + told.format(f"{reason.text}.") + beside + told.format(f"Nearest normal clip: {reason.nearest}")
 
 
 def afford(machines: Sequence[Examples], budget: int) -> list[str]:

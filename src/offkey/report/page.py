@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from offkey.files import write_whole
-from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, ReportData
-from offkey.report.examples import AudioReader, Examples, afford, gather
+from offkey.report.contents import ClipReport, EmbeddingMap, MachineReport, Reason, ReportData
+from offkey.report.examples import AudioReader, Examples, Explainer, afford, gather
 from offkey.report.figures import (
     Figure,
     map_figure,
@@ -28,7 +28,7 @@ from offkey.report.summary import probability, sentence, table, tidy, tiles
 from offkey.report.svg import number
 from offkey.types import Condition, Domain
 
-__all__ = ["ClipReport", "EmbeddingMap", "MachineReport", "ReportData", "project", "render", "write_report"]
+__all__ = ["ClipReport", "EmbeddingMap", "MachineReport", "Reason", "ReportData", "project", "render", "write_report"]
 
 MAX_BYTES = 8_000_000
 MAX_ROWS = 4000
@@ -159,20 +159,22 @@ def write_report(
     audio: AudioReader | None = None,
     examples: int = 4,
     max_bytes: int = MAX_BYTES,
+    explain: Explainer | None = None,
 ) -> Path:
     """Write the report to `out` as one self-contained HTML file and return its path.
 
     `audio` reads a clip: path -> (mono samples float32, rate in hertz); what it raises is told in the page in
     place of the player. `examples` is how many of the strangest and of the most ordinary clips of each
-    machine are shown. Pictures and sounds get the room that the rest leaves of `max_bytes`; what does not fit
-    is left out, and the page says so. The file appears whole or not at all. Same data, same bytes.
+    machine are shown; `explain` says why one of the strangest is strange. Pictures and sounds get the room that
+    the rest leaves of `max_bytes`; what does not fit is left out, and the page says so. The file appears whole or
+    not at all. Same data, same bytes.
     """
     out = Path(out)
     most_rows = max(20, min(500, MAX_ROWS // max(1, len(data.machines))))
     keys = [f"m{index + 1}" for index in range(len(data.machines))]
     bare = [_view(machine, key, Examples([], []), most_rows) for machine, key in zip(data.machines, keys, strict=True)]
     room = max_bytes - len(_encoded(render(data, bare, []))) - _MARGIN
-    chosen = [gather(machine, audio, examples, key) for machine, key in zip(data.machines, keys, strict=True)]
+    chosen = [gather(machine, audio, examples, key, explain) for machine, key in zip(data.machines, keys, strict=True)]
     media = afford(chosen, max(0, room))
     views = [view._replace(examples=shown) for view, shown in zip(bare, chosen, strict=True)]
     content = _encoded(render(data, views, media))

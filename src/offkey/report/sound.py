@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from offkey.report.svg import Plot, draw, nice_ticks, number
 from offkey.types import Float
 
-__all__ = ["Spectrum", "data_uri", "encode_audio", "png", "spectrogram", "spectrogram_figure"]
+__all__ = ["Spectrum", "data_uri", "encode_audio", "png", "spectrogram", "spectrogram_figure", "spectrum_of"]
 
 BANDS, COLUMNS, SHADES = 96, 300, 40
 _MP3_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000})
@@ -64,6 +64,19 @@ def spectrogram(samples: Float[np.ndarray, " T"], rate: int) -> Spectrum:
     return Spectrum(level.astype(np.float32), edges, len(samples) / rate)
 
 
+def spectrum_of(
+    values: Float[np.ndarray, "M F"], edges: Float[np.ndarray, " M1"], seconds: float, most_seconds: float
+) -> Spectrum:
+    """A map over bands between `edges` in hertz, laid on `spectrogram`'s bands; its first `most_seconds` at most."""
+    top = float(_mel(edges[-1:])[0])
+    own = 700.0 * (10.0 ** (np.linspace(0.0, top, BANDS + 1) / 2595.0) - 1.0)
+    rows = np.clip(np.searchsorted(edges, (own[1:] + own[:-1]) / 2, side="right") - 1, 0, len(values) - 1)
+    shown = min(seconds, most_seconds)
+    frames = max(1, round(values.shape[1] * shown / seconds))
+    columns = np.linspace(0, frames, min(COLUMNS, frames), endpoint=False).astype(int)
+    return Spectrum(values[rows][:, columns].astype(np.float32), own, shown)
+
+
 def png(shades: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
     """A PNG of palette indices (height, width), first row on top; `palette` is (colours, 3)."""
     height, width = shades.shape
@@ -97,8 +110,18 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def spectrogram_figure(key: str, image: bytes, spectrum: Spectrum, title: str, description: str) -> Markup:
-    """The picture with a time axis in seconds and a frequency axis in kHz (spaced as the ear hears)."""
+def spectrogram_figure(
+    key: str,
+    image: bytes,
+    spectrum: Spectrum,
+    title: str,
+    description: str,
+    box: tuple[float, float, float, float] | None = None,
+) -> Markup:
+    """The picture with a time axis in seconds and a frequency axis in kHz (spaced as the ear hears).
+
+    `box` frames what lies between (start, end) in seconds and (low, high) in hertz, as far as it is in the picture.
+    """
     plot = Plot(300, 176, left=34, top=6, right=6, bottom=38)
     edges = spectrum.edges
     plot.span((0.0, max(spectrum.seconds, 1e-3)), (0.0, float(_mel(edges)[-1])))
@@ -113,6 +136,11 @@ def spectrogram_figure(key: str, image: bytes, spectrum: Spectrum, title: str, d
             preserveAspectRatio="none",
         )
     )
+    if box is not None and box[0] < spectrum.seconds:
+        left, right = plot.x(box[0]), plot.x(box[1])
+        lower, upper = (plot.y(float(_mel(np.array([hertz]))[0])) for hertz in box[2:])
+        size = {"width": max(right - left, 2.0), "height": max(lower - upper, 2.0)}
+        plot.add(draw("rect", x=left, y=upper, fill="none", stroke="#fff", stroke_width=1.6, **size))
     top = edges[-1] / 1000.0
     wanted = [0.0, *(kilo for kilo in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0) if kilo <= top * 1.001)]
     if top < 0.5:

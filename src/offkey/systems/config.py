@@ -36,7 +36,7 @@ View = Literal["network", "error", "residual", "logmel", "loudness"]
 
 
 def _named(default: str) -> Discriminator:
-    """Tell settings apart by their name; what has none, as in every file of offkey 0.1, is the first kind."""
+    """Tell settings apart by their name; what has no name is the first kind."""
     return Discriminator(
         lambda given: given.get("name", default) if isinstance(given, Mapping) else getattr(given, "name", default)
     )
