@@ -38,14 +38,16 @@ ROOMS["systems"] = {
 ROOMS["explaining"] = {"types", "files", "audio", "scoring"}
 ROOMS["views"] = {"types", "audio", "models", "systems"}
 BELOW = {*ROOMS, "card"}
-ROOMS["card"] = {"objectives", "scoring", "detector"}  # the detector for an annotation alone
+ROOMS["card"] = {"encoders", "objectives", "scoring", "detector"}  # the detector for an annotation alone
 ROOMS["alarms"] = {"types", "scoring", "detector"}  # here too
 # keeping writes and reads it, updating extends it, when they are asked to
 ROOMS["detector"] = (BELOW | {"alarms", "keeping", "updating"}) - {"evaluation"}
-ROOMS["keeping"] = (BELOW | {"detector"}) - {"evaluation", "card"}
-ROOMS["fitting"] = (BELOW | {"alarms", "detector", "__init__"}) - {"evaluation", "card"}
+ROOMS["ensemble"] = (BELOW | {"alarms", "detector", "keeping", "updating", "__init__"}) - {"evaluation", "card"}
+ROOMS["keeping"] = (BELOW | {"detector", "ensemble"}) - {"evaluation", "card"}
+ROOMS["fitting"] = (BELOW | {"alarms", "detector", "ensemble", "__init__"}) - {"evaluation", "card"}
 ROOMS["updating"] = {
-    "types", "manifest", "progress", "audio", "data", "explaining", "views", "detector", "fitting", "__init__"
+    "types", "manifest", "progress", "audio", "data", "explaining", "views", "detector", "ensemble", "fitting",
+    "__init__"
 }  # fmt: skip
 ROOMS["watching"] = {"types", "files", "audio", "data", "scoring", "alarms", "detector"}
 ROOMS["assessment"] = {"types", "files", "progress", "data", "detector", "evaluation"}

@@ -18,9 +18,9 @@ __all__ = ["clip_seconds", "shortfall", "with_rate"]
 
 
 def clip_seconds(known: MachineDetector) -> float | None:
-    """Median length in seconds of the reference clips; None for detectors of offkey 0.1, which did not keep it."""
+    """Median length in seconds of the reference clips; None where none was kept."""
     spectra = known.profile.spectra
-    if spectra is None or not len(spectra):
+    if not len(spectra):
         return None
     import numpy as np
 

@@ -73,6 +73,10 @@ class MachineDetector:
     `clips` (N,) names of the reference clips, `domains` (N,) their domains, `embeddings` a view each (N, D) float32;
     `scorers` one an entry of `config.scoring.scorers`; `quantiles` one a scorer where several are blended, else none;
     `profile` is what is normal in each mel band, for explanations.
+
+    `cross_fitted` (N, S) are the scores of the reference clips before blending, none by a scorer that was fitted on it;
+    `fresh` (N,) says which of them the network does not know either: those behind the threshold. Both None in detectors
+    of older versions.
     """
 
     name: str
@@ -84,9 +88,11 @@ class MachineDetector:
     quantiles: tuple[NormalQuantile, ...]
     calibration: Calibration
     profile: Profile
+    cross_fitted: NDArray[np.float64] | None = None
+    fresh: NDArray[np.bool_] | None = None
 
     def judge(
-        self, entries: Sequence[ViewScorer], embeddings: Mapping[str, NDArray[np.float32]]
+        self, entries: Sequence[ViewScorer], embeddings: Mapping[str, NDArray[Any]]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scores (M,) and the scores before blending (M, S) of clips given as a view each (M, D)."""
         pairs = zip(entries, self.scorers, strict=True)
@@ -164,20 +170,20 @@ class Detector:
             list(range(start, min(start + batch_size, len(usable)))) for start in range(0, len(usable), batch_size)
         ]
         failures: list[Failure] = []
-        reader = self._reader()
         clips = [metas[place] for place in usable]
         done = 0
         scored: dict[int, Verdict] = {}
         # A batch whose clips all failed is not yielded, so rows wait until a later batch or the end tells their fate.
-        for batch in load_batches(clips, order, reader, None, workers=workers, failures=failures):
-            places = [usable[int(i)] for i in batch.place]
-            mine = [str(keys[place]) for place in places]
-            views = self.represent(batch, mine)
+        own = [str(keys[place]) for place in usable]
+        for rows, views in self._heard(clips, own, order, workers, failures):
+            places = [usable[row] for row in rows]
+            mine = [own[row] for row in rows]
             verdicts = self._verdicts(mine, views)
             scored.update(zip(places, verdicts, strict=True))
             if embeddings is not None:
                 embeddings.extend(
-                    (place, {view: array[row] for view, array in views.items()}) for row, place in enumerate(places)
+                    (place, {view: array[row].astype(np.float32, copy=False) for view, array in views.items()})
+                    for row, place in enumerate(places)
                 )
             while done <= max(places):
                 yield self._row(metas[done].path, scored.pop(done, None), refused.get(done), failures)
@@ -189,6 +195,19 @@ class Detector:
             done += 1
             if progress is not None:
                 progress(done, len(metas))
+
+    def _heard(
+        self,
+        clips: Sequence[ClipMeta],
+        machines: Sequence[str],
+        order: Sequence[Sequence[int]],
+        workers: int,
+        failures: list[Failure],
+    ) -> Iterator[tuple[list[int], Mapping[str, NDArray[Any]]]]:
+        """Places in `clips` and views of those that could be read, a batch at a time; the others go to `failures`."""
+        for batch in load_batches(clips, order, self._reader(), None, workers=workers, failures=failures):
+            places: list[int] = batch.place.tolist()
+            yield places, self.represent(batch, [machines[place] for place in places])
 
     def score_samples(self, clips: Iterable[str | Path | Clip | NDArray[Any]], **keywords: Any) -> NDArray[np.float64]:
         """(N,) float64 in scikit-learn's manner: the LOWER, the more anomalous; the negative of `Verdict.score`."""
@@ -231,6 +250,16 @@ class Detector:
             self._ordinary[key, number] = ordinary(known.profile, near, levelled, frame)
         evidence = replace(self._evidence(known, number, seen), asked=self._asked(key, seen))
         return explain_waveform(waveform, mel, known.profile, levelled, evidence, self._ordinary[key, number])
+
+    def explainer(
+        self,
+        clip: str | Path | ClipMeta | Clip | NDArray[Any],  # noqa: ARG002 - an ensemble looks at it
+        *,
+        machine: str | None = None,  # noqa: ARG002
+        rate: int | None = None,  # noqa: ARG002
+    ) -> Detector:
+        """Who explains this clip: the detector itself (an ensemble leaves it to one of its members)."""
+        return self
 
     def _evidence(self, known: MachineDetector, number: int, seen: Seen) -> Evidence:
         """What scorer `number` says of one clip: the normal clips nearest to it, errors a frame, shares of bands."""
@@ -306,7 +335,7 @@ class Detector:
             return ClipReader(self.config.audio)
         return ClipReader(self.config.audio, ArrayCache(default_cache_dir() / "stems", STEMS_BYTES), self.front_end)
 
-    def _verdicts(self, keys: Sequence[str], views: Mapping[str, NDArray[np.float32]]) -> list[Verdict]:
+    def _verdicts(self, keys: Sequence[str], views: Mapping[str, NDArray[Any]]) -> list[Verdict]:
         entries = self.config.scoring.scorers
         labels = self.config.scoring.names
         verdicts: list[Verdict | None] = [None] * len(keys)

@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 import offkey
 from offkey.alarms import with_rate
 from offkey.audio.cache import ArrayCache, default_cache_dir
+from offkey.audio.io import read_header
 from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, Failure, load_batches
 from offkey.data.source import Source, open_source
 from offkey.detector import Detector, DetectorError, MachineDetector
+from offkey.ensemble import MEMBERS, Ensemble
 from offkey.explaining import Profile, ProfileBuilder
 from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
@@ -36,10 +38,11 @@ from offkey.scoring import Calibration, FalseAlarms, NormalQuantile, Reference, 
 from offkey.scoring.calibrate import clips_needed
 from offkey.separation.front_end import FrontEnd
 from offkey.separation.stems import STEMS_BYTES, Stems
-from offkey.systems.choose import choose
+from offkey.systems.auto import settle, wants_separator
 from offkey.systems.config import SystemConfig, load_preset
 from offkey.systems.discriminative import train_discriminative
 from offkey.systems.lessons import Lessons, Outcome, label_clips
+from offkey.systems.members import member_systems
 from offkey.systems.network import check_encoder
 from offkey.systems.reconstructive import train_reconstructive
 from offkey.systems.retrieval import encoder_facts, frozen_network, settle_parts
@@ -52,6 +55,7 @@ __all__ = ["FitError", "fit", "fit_machine", "fit_reference"]
 SMALLEST_REFERENCE = 2
 EMBED_BATCH = 16
 _PATCHES_OF = 4  # clips of a machine, evenly spread, whose batches lend patches to explanations
+_HEADERS = 100
 
 
 class FitError(OffkeyError):
@@ -77,8 +81,9 @@ def fit(
 
     `source`: a folder of recordings, or the root of a DCASE data set; only its normal training clips (and, where
     the system asks for them, its supplemental ones) are heard. `system`: the name of a preset, the path of a TOML
-    file, or settings. `overrides`: `KEY=VALUE` texts. `out`: where the detector is saved; without it nothing stays
-    on disk. `machines`: only these. Clips that cannot be read are left out and appended to `failures`.
+    file, or settings; of an ensemble each member is fitted, and an `Ensemble` returned. `overrides`: `KEY=VALUE` texts.
+    `out`: where the detector is saved; without it nothing stays on disk. `machines`: only these. Clips that cannot be
+    read are left out and appended to `failures`.
 
     `false_alarms`: the rate that a threshold is set for, a machine: a share of clips ("5%", 0.05) or a frequency
     ("1/week") where a clip comes every `clip_every` seconds (default: back to back, as long as the median normal
@@ -97,6 +102,12 @@ def fit(
     wanted = FalseAlarms.parse(false_alarms) if isinstance(false_alarms, str) else false_alarms
     source = source if isinstance(source, Source) else open_source(Path(source))
     clips, extra = _training_clips(source, machines)
+    again = {
+        "seed": None, "machines": machines, "workers": workers, "overwrite": overwrite, "progress": progress,
+        "false_alarms": false_alarms, "clip_every": clip_every,
+    }  # fmt: skip
+    if wants_separator(config, clips, extra):
+        return _through_separator(source, config, None if out is None else Path(out), again | {"failures": failures})
     front_end, separator = _separators(config)
     asked: dict[str, Any] = {"settings": config.model_dump(mode="json"), "clips": _fingerprint(clips + extra)}
     if front_end is not None or separator is not None:  # a path may hold other weights than last time
@@ -114,6 +125,8 @@ def fit(
             progress.say(f"{out} already holds this detector; nothing to do")
             return finished
 
+    if config.kind == "ensemble":
+        return _fit_members(source, config, out, asked, (), {**again, "failures": failures}, wanted)
     check_encoder(config)  # before minutes of reading
     stem_cache = ArrayCache(default_cache_dir() / "stems", STEMS_BYTES)
     reader = ClipReader(config.audio, stem_cache if front_end else ArrayCache(default_cache_dir()), front_end)
@@ -125,9 +138,11 @@ def fit(
     _enough(clips, source)
     if wanted is not None:
         config = _with_rate(config, clips, wanted, clip_every, lengths)
-    config, reasons = choose(config, clips, extra)
+    config, reasons = settle(config, clips, extra)
     for reason in reasons:
         progress.say(reason)
+    if config.kind == "ensemble":
+        return _fit_members(source, config, out, asked, reasons, {**again, "failures": failures}, wanted)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out if out is not None else scratch)
@@ -180,6 +195,61 @@ def fit(
             detector.save(out)
             _forget_checkpoints(out)
     return detector
+
+
+def _fit_members(
+    source: Source,
+    config: SystemConfig,
+    out: Path | None,
+    asked: Mapping[str, Any],
+    reasons: Sequence[str],
+    again: Mapping[str, Any],
+    wanted: FalseAlarms | None,
+) -> Ensemble:
+    """Fit each member of an ensemble (into `out`/members/NAME; one that is finished is not fitted again), and blend."""
+    systems, failures = member_systems(config), again["failures"]
+    for settings in systems.values():  # before minutes of training the first
+        check_encoder(settings)
+    members = {}
+    for name, settings in systems.items():
+        again["progress"].say(f"member {name}: {settings.about or settings.system}")
+        place, bad = None if out is None else out / MEMBERS / name, list[Failure]()
+        members[name] = fit(source, settings, out=place, **{**again, "failures": bad})
+        known = {failure.path for failure in failures}
+        failures += [failure for failure in bad if failure.path not in known]
+    ensemble = Ensemble.of(members, config=config)
+    if wanted is not None:
+        ensemble.machines = with_rate(ensemble.machines, wanted, again["clip_every"])[0]
+    warnings = [(name, known.calibration.warning()) for name, known in ensemble.machines.items()]
+    for remark in (*ensemble.reasons, *(f"{name}: {warning}" for name, warning in warnings if warning)):
+        again["progress"].say(remark)
+    ensemble.reasons = (*reasons, *ensemble.reasons)
+    ensemble.facts |= {"asked": asked, "source": source.root.name, "kind": source.kind}
+    if out is not None and leads():
+        ensemble.save(out, members=False)
+    return ensemble
+
+
+def _through_separator(source: Source, config: SystemConfig, out: Path | None, again: Mapping[str, Any]) -> Detector:
+    """Fit a separator into `out`/separator, as `auto` was asked to, and then the detector that hears through it."""
+    from offkey.separation.fitting import fit_separator
+    from offkey.separation.recipe import SeparationRecipe
+
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch if out is None else out) / "separator"
+        if (place.parent / MANIFEST).is_file() and not (place / MANIFEST).is_file() and not again["overwrite"]:
+            raise DetectorError(
+                f"{out} holds a detector that was fitted without a separator of its own; choose another --out, or "
+                "--overwrite it"
+            )
+        again["progress"].say("first a separator, so that the machine is heard without its surroundings")
+        recipe = SeparationRecipe(seed=config.seed)
+        keys = ("machines", "workers", "overwrite", "progress")
+        # clips that cannot be read are noted when the detector is fitted
+        fit_separator(source, place, recipe, failures=[], **{key: again[key] for key in keys})
+        told = config.separation.model_copy(update={"front_end": str(place)})
+        auto = config.auto.model_copy(update={"separator": False})
+        return fit(source, config.model_copy(update={"separation": told, "auto": auto}), out=out, **again)
 
 
 def _separators(config: SystemConfig) -> tuple[FrontEnd | None, Any]:
@@ -307,7 +377,7 @@ def _fingerprint(clips: Sequence[ClipMeta]) -> str:
 def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> Detector | None:
     if overwrite:
         if (out / MANIFEST).is_file():  # so the folder is ours, and so are these
-            for old in ("training", "evaluation"):
+            for old in ("training", "evaluation", MEMBERS):
                 shutil.rmtree(out / old, ignore_errors=True)
             (out / MANIFEST).unlink()
         _forget_checkpoints(out)
@@ -344,7 +414,7 @@ def _assemble(
     views = Views(config, networks)
     order = [list(range(at, min(at + EMBED_BATCH, len(clips)))) for at in range(0, len(clips), EMBED_BATCH)]
     rows: dict[int, dict[str, NDArray[np.float32]]] = {}
-    seconds = 0.0
+    lengths: dict[int, float] = {}
     groups = _groups(clips)
     group_of = {place: name for name, members in groups.items() for place in members}
     builder = ProfileBuilder(LogMel(config.audio.rate, config.mel))
@@ -359,7 +429,7 @@ def _assemble(
             for place, row in zip(batch.place.tolist(), array, strict=True):
                 rows.setdefault(place, {})[view] = row
         builder.add(machines_of, batch, seen.errors, seen.error_maps, seen.patches)
-        seconds += float(batch.lengths.sum()) / config.audio.rate
+        lengths |= zip(batch.place.tolist(), (batch.lengths / config.audio.rate).tolist(), strict=True)
         progress.step(len(rows))
     machines: dict[str, MachineDetector] = {}
     profiles = builder.profiles()
@@ -386,10 +456,32 @@ def _assemble(
         "offkey": offkey.__version__,
         "python": platform.python_version(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hours": round(seconds / 3600, 4),
+        "hours": round(sum(lengths.values()) / 3600, 4),
         "clips": {name: len(known.clips) for name, known in machines.items()},
+        "recordings": {
+            name: _recordings([clips[place] for place in rows], [lengths[place] for place in rows])
+            for name, rows in (
+                (name, [place for place in members if place in lengths]) for name, members in groups.items()
+            )
+        },
     }
     return Detector(config, machines, networks, labels, facts=facts)
+
+
+def _recordings(clips: Sequence[ClipMeta], seconds: Sequence[float]) -> dict[str, Any]:
+    """What the card tells of a machine's normal clips; sampling rates are read from the headers of some of them."""
+    headers = [read_header(clip.path) for clip in clips[:: max(1, len(clips) // _HEADERS)]]
+    values: dict[str, set[str]] = {}
+    for clip in clips:
+        for name, value in clip.attributes:
+            values.setdefault(name, set()).add(value)
+    return {
+        "minutes": round(sum(seconds) / 60, 2),
+        "shortest": round(min(seconds), 3),
+        "longest": round(max(seconds), 3),
+        "rates": dict(sorted(Counter(str(header[0]) for header in headers if header is not None).items())),
+        "attributes": {name: len(found) for name, found in values.items()},
+    }
 
 
 def _groups(clips: Sequence[ClipMeta]) -> dict[str, list[int]]:
@@ -473,4 +565,6 @@ def fit_reference(
         quantiles=quantiles,
         calibration=Calibration(scores[fresh], settings.method, rate, told if apart else None),
         profile=profile,
+        cross_fitted=parts,
+        fresh=fresh,
     )

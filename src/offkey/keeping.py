@@ -6,6 +6,7 @@
     calibration.json      a machine each: cross-fitted scores of normal clips, names of the reference clips
     CARD.md               what a person should know of it
     front_end/            the separator that every clip goes through first (absent without one)
+    members/NAME/         the members of an ensemble, each a whole detector (absent otherwise)
     manifest.json         format number, and size and sha256 of every other file
 
 Nothing in it can run code, and a file that does not agree with the manifest is refused.
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from offkey.data.labels import LabelSpace
 from offkey.detector import Detector, DetectorError, MachineDetector
+from offkey.ensemble import MEMBERS, Ensemble
 from offkey.explaining import PatchBank, Profile, Spectra
 from offkey.files import write_whole
 from offkey.manifest import MANIFEST, Kind, ManifestError, read_manifest, write_manifest
@@ -44,7 +46,7 @@ KIND = Kind(
     FORMAT,
     ("config.toml", "scorer.safetensors", "calibration.json", "CARD.md"),
     "offkey fit SOURCE",
-    inner=(FRONT_END,),
+    inner=(FRONT_END, f"{MEMBERS}/*"),
 )
 """What a folder of a detector holds, for its manifest."""
 
@@ -66,6 +68,8 @@ def save_detector(detector: Detector, folder: Path) -> Path:
             arrays[f"{name}|quantile{number}|quantiles"] = to.quantiles
             arrays[f"{name}|quantile{number}|slope"] = np.array([to.slope])
         arrays |= {f"{name}|reference|{view}": array for view, array in known.embeddings.items()}
+        if known.cross_fitted is not None and known.fresh is not None:
+            arrays |= {f"{name}|normal|cross_fitted": known.cross_fitted, f"{name}|normal|fresh": known.fresh}
         arrays |= {f"{name}|profile|mean": known.profile.mean, f"{name}|profile|spread": known.profile.spread}
         kept = {"spectra": known.profile.spectra, "patches": known.profile.patches}
         for what, part in kept.items():
@@ -105,9 +109,11 @@ def save_detector(detector: Detector, folder: Path) -> Path:
     for name, content in contents.items():
         write_whole(folder / name, content)
     names = list(contents)
-    if detector.front_end is not None:
+    if detector.front_end is not None and detector.config.separation.front_end:  # an ensemble's is its members'
         place = detector.front_end.save(folder)
         names += sorted(path.relative_to(folder).as_posix() for path in place.iterdir() if path.is_file())
+    if isinstance(detector, Ensemble):
+        names += detector.manifests()
     write_manifest(folder, names, KIND)
     return folder
 
@@ -133,6 +139,14 @@ def load_detector(folder: Path) -> Detector:
         if config.separation.front_end:
             front_end = FrontEnd.load(folder / FRONT_END, config.separation.keep)
         machines = {name: _machine(name, entry, arrays, config) for name, entry in document["machines"].items()}
+        if config.kind == "ensemble":
+            places = {name: f"{MEMBERS}/{name}" for name in config.scoring.names}
+            silent = [name for name, place in places.items() if f"{place}/{MANIFEST}" not in files]
+            if silent:
+                raise ValueError(f"{MANIFEST} says nothing of the member {silent[0]}")
+            members = {name: load_detector(folder / place) for name, place in places.items()}
+            told = (tuple(document["reasons"]), document["facts"])
+            return Ensemble(config, machines, {}, labels, *told, None, members)
     except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError, OSError) as error:
         raise DetectorError(f"{folder}: the detector is damaged ({error}); fit it again") from error
     return Detector(config, machines, networks, labels, tuple(document["reasons"]), document["facts"], front_end)
@@ -173,6 +187,7 @@ def _machine(
         state = part(f"quantile{number}")
         return NormalQuantile(state["knots"], state["quantiles"], float(state["slope"][0]))
 
+    normal = part("normal")
     count = len(config.scoring.scorers)
     blended = len(config.scoring.voters) > 1
     return MachineDetector(
@@ -191,4 +206,6 @@ def _machine(
             band_error=part("band_error").get("usual"),
             patches=PatchBank(**part("patches")) if part("patches") else None,
         ),
+        cross_fitted=normal.get("cross_fitted"),
+        fresh=normal.get("fresh"),
     )

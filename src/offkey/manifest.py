@@ -23,7 +23,7 @@ class Kind(NamedTuple):
     """What a folder holds.
 
     `name` of it ("detector"), the newest `format` that is read, files that are `always` there, the command that `make`s
-    one, and folders that it may hold (`inner`).
+    one, and folders that it may hold (`inner`; `*` stands for any name).
     """
 
     name: str
@@ -84,6 +84,13 @@ def read_manifest(folder: Path, kind: Kind) -> Mapping[str, tuple[int, str]]:
 
 def _inside(name: str, inner: tuple[str, ...]) -> bool:
     """Whether a name is that of a plain file in the folder, or in one of its `inner` folders."""
+
+    def held(below: tuple[str, ...]) -> bool:
+        ways = (PurePosixPath(pattern).parts for pattern in inner)
+        return any(
+            len(way) == len(below) and all(w in ("*", b) for w, b in zip(way, below, strict=True)) for way in ways
+        )
+
     parts = PurePosixPath(name).parts
     plain = bool(parts) and "\\" not in name and all(part not in ("..", "/") for part in parts)
-    return plain and "/".join(parts) == name and (len(parts) == 1 or (len(parts) == 2 and parts[0] in inner))
+    return plain and "/".join(parts) == name and (len(parts) == 1 or held(parts[:-1]))

@@ -23,6 +23,7 @@ from offkey.audio.mel import LogMel
 from offkey.data.dcase import parse_name
 from offkey.data.loader import Failure, load_batches
 from offkey.detector import Detector, MachineDetector
+from offkey.ensemble import Ensemble
 from offkey.explaining import ProfileBuilder
 from offkey.explaining.joining import join_profiles
 from offkey.fitting import fit_reference
@@ -66,6 +67,10 @@ def update(
     DetectorError for a machine that the detector does not know.
     """
     progress, failures = progress or Quiet(), failures if failures is not None else []
+    if isinstance(detector, Ensemble):
+        return _members(
+            detector, clips, progress, failures, machine=machine, domain=domain, reason=reason, workers=workers
+        )
     metas = [_described(clip) for clip in clips]
     faulty = [meta.path for meta in metas if meta.condition is Condition.ANOMALY]
     if faulty:
@@ -111,6 +116,26 @@ def update(
             "nothing was added: no clip could be read" if not rows else "nothing was added: all clips are known already"
         )
     return replace(detector, machines=machines, facts=_facts(detector.facts, machines, added, reason))
+
+
+def _members(
+    ensemble: Ensemble,
+    clips: Sequence[str | Path | ClipMeta],
+    progress: Progress,
+    failures: list[Failure],
+    **keywords: Any,
+) -> Ensemble:
+    """The ensemble of updated members; what all of them would say is said once."""
+    first = next(iter(ensemble.members.values()))
+
+    def grown(member: Detector) -> Detector:
+        if member is first:
+            return update(member, clips, progress=progress, failures=failures, **keywords)
+        return update(member, clips, **keywords)
+
+    made = ensemble.with_members(grown)
+    updates = next(iter(made.members.values())).facts["updates"]
+    return replace(made, facts=made.facts | {"updates": updates})
 
 
 def _described(clip: str | Path | ClipMeta) -> ClipMeta:

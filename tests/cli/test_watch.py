@@ -235,7 +235,7 @@ def test_score_and_fit_take_rates(offkey: Callable[..., Any], press: Path, night
     assert detector.config.calibration.false_alarm_rate == pytest.approx(0.1)
     assert "already holds this detector" in offkey(*arguments, "--clip-every", "30s").err
     assert "other settings" in offkey(*arguments, "--clip-every", "60s").err
-    assert "true rate lies between" in detector.card()
+    assert "true rate, 95 % range" in detector.card()
 
 
 def test_update_in_place_and_beside(offkey: Callable[..., Any], press: Path, tmp_path: Path) -> None:

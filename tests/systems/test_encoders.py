@@ -176,7 +176,7 @@ def test_an_encoder_that_nothing_would_listen_to_is_an_error() -> None:
 def test_auto_without_enough_clips_does_without_its_encoder(
     small_set: Path, small_mn: Path, quick: tuple[str, ...], tmp_path: Path
 ) -> None:
-    overrides = (*quick, "encoder.name=efficientat", f"encoder.weights={small_mn}")
+    overrides = (*quick, "encoder.name=efficientat", f"encoder.weights={small_mn}", "auto.retrieval=false")
     detector = fit(small_set, "auto", out=tmp_path, overrides=overrides, machines=["fan"])
     assert detector.network is None
     assert any("efficientat is not asked" in reason for reason in detector.reasons)
@@ -187,7 +187,8 @@ def test_auto_without_enough_clips_does_without_its_encoder(
 def test_other_systems_that_train_take_an_encoder_too(
     system: str, small_set: Path, small_mn: Path, quick: tuple[str, ...]
 ) -> None:
-    detector = fit(small_set, system, overrides=(*quick, "encoder.name=efficientat", f"encoder.weights={small_mn}"))
+    overrides = (*quick, "encoder.name=efficientat", f"encoder.weights={small_mn}", "auto.retrieval=false")
+    detector = fit(small_set, system, overrides=overrides)
     assert detector.network is not None
     assert detector.network.encoder is not None
     assert detector.facts["training"]["encoder"]["learnt"] == []

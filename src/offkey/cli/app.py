@@ -8,9 +8,11 @@ import typer
 
 from offkey.cli import (
     benchmark,
+    card,
     data,
     datasets,
     demo,
+    ensemble,
     evaluate,
     explain,
     fit,
@@ -72,6 +74,8 @@ app.command("separate")(separate.separate)
 app.command("remix")(remix.remix)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("card")(card.card)
+app.command("ensemble")(ensemble.ensemble)
 app.command("benchmark")(benchmark.benchmark)
 app.command("submit")(submit.submit)
 app.command("reproduce")(reproduce.reproduce)

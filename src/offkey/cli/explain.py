@@ -102,18 +102,19 @@ def pictures(
     from offkey.audio.mel import LogMel
     from offkey.explaining import draw
 
-    mel = LogMel(detector.config.audio.rate, detector.config.mel)
     names = Counter(row.path.stem for row in rows)
     for number, row in enumerate(rows):
         verdict = row.verdict
         if verdict is None:
             continue
-        explanation = detector.explain(row.path, machine=verdict.machine)
+        told = detector.explainer(row.path, machine=verdict.machine)
+        mel = LogMel(told.config.audio.rate, told.config.mel)
+        explanation = told.explain(row.path, machine=verdict.machine)
         found = _found(explanation.nearest, row.path, verdict.machine, normal)
         beside = None
         if found is not None:
             try:
-                beside = read_clip(found, detector.config.audio)
+                beside = read_clip(found, told.config.audio)
             except OffkeyError:
                 beside = None  # what the detector keeps of it is shown instead
         stem = row.path.stem if names[row.path.stem] == 1 else f"{number:04d}_{row.path.stem}"

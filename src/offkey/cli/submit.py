@@ -125,10 +125,29 @@ def _one(model: Path, label: str, source: Path | None, year: int | None) -> _Pac
 
 
 def _facts(detector: Detector, result: object) -> MetaFacts:
-    """What the detector's settings tell."""
+    """What the detector's settings tell; of an ensemble, what those of its members do."""
+    from offkey.ensemble import Ensemble
     from offkey.evaluation.meta import MetaFacts
     from offkey.evaluation.result import Result
 
+    if isinstance(detector, Ensemble):
+        parts = [_facts(member, None) for member in detector.members.values()]
+        rates = [part.rate_hz for part in parts]
+        learnt = [part.parameters for part in parts if part.parameters is not None]
+        return MetaFacts(
+            system=detector.config.system,
+            about=detector.config.about,
+            rate_hz=max(rates),
+            features=list(dict.fromkeys(name for part in parts for name in part.features)),
+            augmentation=list(dict.fromkeys(name for part in parts for name in part.augmentation)),
+            method="; ".join(part.method for part in parts),
+            subsystems=sum(part.subsystems for part in parts),
+            decision=_decision(detector),
+            parameters=sum(learnt) if learnt else None,
+            external=list(dict.fromkeys(name for part in parts for name in part.external)),
+            results=Result.from_dict(result) if isinstance(result, dict) else None,
+            notes=[f"offkey {detector.facts.get('offkey', '')}, seed {detector.config.seed}"],
+        )
     config = detector.config
     trained = config.kind not in ("training-free", "auto")
     features = ["log-mel energies"] if config.kind != "training-free" or "logmel" in str(config.scoring) else []
@@ -150,9 +169,14 @@ def _facts(detector: Detector, result: object) -> MetaFacts:
         augmentation=[name for name in names if trained and getattr(changes, name).enabled],
         method=config.about,
         subsystems=len(config.scoring.voters),
-        decision=f"{config.calibration.method} threshold, false-alarm rate {config.calibration.false_alarm_rate:g}",
+        decision=_decision(detector),
         parameters=int(training["parameters"]) if "parameters" in training else None,
         external=external,
         results=Result.from_dict(result) if isinstance(result, dict) else None,
         notes=[f"offkey {detector.facts.get('offkey', '')}, seed {config.seed}"],
     )
+
+
+def _decision(detector: Detector) -> str:
+    rule = detector.config.calibration
+    return f"{rule.method} threshold, false-alarm rate {rule.false_alarm_rate:g}"

@@ -33,6 +33,7 @@ _VIEWS = {
     "residual": "the residual (selective Mahalanobis)",
     "logmel": "log-mel statistics",
     "loudness": "loudness",
+    "members": "the members' scores",
 }
 
 
@@ -47,7 +48,7 @@ def write_run_report(run: Path, out: Path, title: str | None = None, examples: i
     if detector.front_end is not None:
         page = out.with_name(f"{out.stem}-separation.html")
         _write_stems(detector.front_end, detector.config.audio, kept, page, data.title, examples)
-        data = replace(data, facts=[*data.facts, ("Front end", f"{detector.config.separation.keep}: see {page.name}")])
+        data = replace(data, facts=[*data.facts, ("Front end", f"{detector.front_end.keep}: see {page.name}")])
     # Players keep the recording's own level and both channels mixed: what a person would hear.
     config = AudioConfig(rate=detector.config.audio.rate, channel=detector.config.audio.channel)
     return write_report(
@@ -64,10 +65,11 @@ def _reason(detector: Detector, machine: str, clip: ClipReport) -> Reason | None
     if clip.path is None:
         return None
     try:
-        found = detector.explain(clip.path, machine=machine)
+        told = detector.explainer(clip.path, machine=machine)
+        found = told.explain(clip.path, machine=machine)
     except (OffkeyError, OSError):
         return None
-    config, rate = detector.config.mel, detector.config.audio.rate
+    config, rate = told.config.mel, told.config.audio.rate
     centres = mel_centres(rate, config)
     top = rate / 2 if config.f_max is None else config.f_max
     strength = np.maximum(found.map, 0.0)
@@ -141,7 +143,8 @@ def _scores(scoring: ScoringConfig, result: Mapping[str, Any] | None) -> str:
     told = []
     for name, entry in zip(scoring.names, scoring.scorers, strict=True):
         value = f" ({100 * alone[name]['official_score']:.1f} % alone)" if name in alone else ""
-        told.append(f"{entry.scorer.name} on {_VIEWS[entry.view]}{value}")
+        what = name if entry.view == "members" else f"{entry.scorer.name} on {_VIEWS[entry.view]}"
+        told.append(f"{what}{value}" if entry.weight > 0 else f"({what}{value}: told beside, without a say)")
     return " + ".join(told)
 
 

@@ -18,6 +18,7 @@ from offkey.benchmarking import Contestant
 from offkey.data.catalog import CATALOG
 from offkey.separation.config import Size
 from offkey.systems.config import SystemConfig, load_preset
+from offkey.systems.members import member_systems
 from offkey.types import ClipMeta, OffkeyError, Split
 
 __all__ = [
@@ -272,6 +273,16 @@ class Estimate(NamedTuple):
 
 def estimate(name: str, config: SystemConfig, counts: Counts, additional: bool) -> Estimate:
     """What one seed of a system takes, from clip counts and `COSTS`; clips are taken to last 10 s."""
+    if config.kind == "ensemble":
+        each = [estimate(name, member, counts, additional) for member in member_systems(config).values()]
+        return Estimate(
+            name,
+            sum(one.cpu_seconds for one in each),
+            sum(one.gpu_seconds for one in each),
+            max(one.memory for one in each),
+            sum(one.disk for one in each),
+            tuple(dict.fromkeys(use for one in each for use in one.uses)),
+        )
     heard = counts.train + (counts.additional if additional else 0)
     if config.labels.supplemental:
         heard += counts.supplemental + (counts.additional_supplemental if additional else 0)

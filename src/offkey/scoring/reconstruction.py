@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions, ScoringError
 
@@ -13,29 +14,35 @@ __all__ = ["Value", "ValueOptions"]
 
 
 class ValueOptions(ScorerOptions):
-    """Options of `Value`: there are none."""
+    """Options of `Value`."""
 
     name: Literal["value"] = "value"
+    column: int | None = Field(
+        default=None, ge=0, description="which number of the view, from 0; null: the only one that it has"
+    )
 
 
 class Value(Scorer):
-    """The one number of the embedding, in its own unit; the view must make it so that higher is stranger.
+    """One number of the embedding, in its own unit; the view must make it so that higher is stranger.
 
     It learns nothing from the reference: a clip's score is the same whichever clips it is fitted on. Raises
-    `ScoringError` where the embedding has more than one number.
+    `ScoringError` where the embedding has more than one number and none is named, or has no such column.
     """
 
     Options = ValueOptions
 
     def _fit(self, reference: Reference) -> None:
-        if reference.width != 1:
+        column = self.options.column
+        if column is not None and column >= reference.width:
+            raise ScoringError(f"value: there is no column {column}, the view has {reference.width}, counted from 0")
+        if column is None and reference.width != 1:
             raise ScoringError(
                 f"value: the score is one number a clip, but this view has {reference.width}; "
                 "choose the view of an error, or a scorer that measures embeddings (mahalanobis, neighbours)"
             )
 
     def _score(self, query: Query) -> NDArray[np.float64]:
-        return np.array(query.embedding[:, 0])
+        return np.array(query.embedding[:, self.options.column or 0])
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {}

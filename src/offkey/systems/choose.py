@@ -44,7 +44,8 @@ def choose(
         return _changed(config, **changes), reasons
 
     labels: dict[str, Any] = {"supplemental": False}
-    sizes = Counter(LabelSpace.of(clips, "attributes").name(clip) for clip in clips if clip.attributes)
+    space = LabelSpace.of(clips, "attributes")
+    sizes = Counter(space.name(clip) for clip in clips if clip.attributes)
     classes = sum(count >= SMALLEST_CLASS for count in sizes.values())
     unnamed = [name for name in machines if not any(clip.attributes for clip in clips if clip.machine == name)]
     labels["identity"] = "attributes"

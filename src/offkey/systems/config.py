@@ -22,8 +22,11 @@ from offkey.systems.settings import SettingsError, apply_overrides, read_toml, v
 from offkey.training.config import AugmentationConfig, TrainingConfig
 
 __all__ = [
+    "AutoConfig",
     "CalibrationConfig",
+    "EnsembleConfig",
     "LabelConfig",
+    "MemberConfig",
     "ScoringConfig",
     "SeparationConfig",
     "SystemConfig",
@@ -32,7 +35,7 @@ __all__ = [
     "preset_names",
 ]
 
-View = Literal["network", "error", "residual", "logmel", "loudness"]
+View = Literal["network", "error", "residual", "logmel", "loudness", "members"]
 
 
 def _named(default: str) -> Discriminator:
@@ -97,9 +100,11 @@ class ViewScorer(_Settings):
     view: View = Field(
         "network",
         description="network: the trained embedding, or that of a frozen encoder; error: an autoencoder's; residual: "
-        "selective Mahalanobis of the baseline; logmel: statistics; loudness",
+        "selective Mahalanobis of the baseline; logmel: statistics; loudness; members: scores of an "
+        "ensemble's members",
     )
     scorer: ScorerConfig
+    name: str = Field("", description="what it is called in tables; left out: view:scorer")
     weight: float = Field(1.0, ge=0, description="share in the blend; 0: told beside it, without a say")
 
 
@@ -122,7 +127,7 @@ class ScoringConfig(_Settings):
     @property
     def names(self) -> list[str]:
         """A name a scorer, view:scorer, with a number where two would have the same."""
-        plain = [f"{entry.view}:{entry.scorer.name}" for entry in self.scorers]
+        plain = [entry.name or f"{entry.view}:{entry.scorer.name}" for entry in self.scorers]
         return [
             name if plain.count(name) == 1 else f"{name}.{plain[: place + 1].count(name)}"
             for place, name in enumerate(plain)
@@ -157,15 +162,73 @@ class SeparationConfig(_Settings):
     keep: Literal["foreground", "background"] = Field("foreground", description="part that the front end passes on")
 
 
+class MemberConfig(_Settings):
+    """One member of an ensemble: a system, by its preset, and what is changed in it. A text alone is the preset."""
+
+    system: str = Field(description="name of a preset, or the path of a TOML file")
+    name: str = Field(
+        "", pattern=r"^[A-Za-z0-9_+-][A-Za-z0-9_.+-]*$|^$", description="its folder and name; left out: the system's"
+    )
+    weight: float = Field(1.0, ge=0, description="share in the blend; 0: told beside it, without a say")
+    settings: tuple[str, ...] = Field((), description="changes in it, KEY=VALUE as --set takes them")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"system": given} if isinstance(given, str) else given
+
+
+class EnsembleConfig(_Settings):
+    """Systems that are fitted on the same clips and judge together; other settings hold for all of them."""
+
+    members: tuple[MemberConfig, ...] = Field(
+        (), description="presets by name, or tables with system, name, weight and settings (KEY=VALUE texts)"
+    )
+    weights: Literal["equal", "agreement"] = Field(
+        "equal",
+        description="what a member's own weight is multiplied with: 1, or how well its ranking of normal clips agrees "
+        "with the others'",
+    )
+
+    @property
+    def names(self) -> list[str]:
+        """A name a member, with a number where two would have the same."""
+        plain = [entry.name or Path(entry.system).stem for entry in self.members]
+        return [
+            name if plain[:place].count(name) == 0 else f"{name}-{plain[: place + 1].count(name)}"
+            for place, name in enumerate(plain)
+        ]
+
+
+class AutoConfig(_Settings):
+    """What `auto` may do beside a single detector."""
+
+    retrieval: bool = Field(
+        True,
+        description="retrieval joins as a second system where weights of an encoder are at hand",
+    )
+    separator: bool = Field(
+        False,
+        description="first fit a separator, where there are clips of the machine alone or of noise alone and no front "
+        "end is named, and hear every clip through it",
+    )
+    minutes: float = Field(
+        0.0,
+        ge=0,
+        description="time that fitting may take by the estimate; 0: no bound. A network that would take longer is left "
+        "out, a separator for which there is room is fitted",
+    )
+
+
 class SystemConfig(_Settings):
     """Everything that makes a system, and nothing of the data."""
 
     system: str = Field(description="name of the recipe")
     about: str = Field("", description="one sentence on what it does")
-    kind: Literal["discriminative", "reconstructive", "training-free", "auto"] = Field(
+    kind: Literal["discriminative", "reconstructive", "training-free", "auto", "ensemble"] = Field(
         "training-free",
         description="what a network learns: to tell classes apart, to rebuild what it hears, or there is none; "
-        "auto decides when it has seen the recordings",
+        "auto decides when it has seen the recordings; ensemble: several systems that judge together",
     )
     networks: Literal["shared", "machine"] = Field(
         "shared", description="one network that learns from all machines together, or one for each machine"
@@ -183,6 +246,33 @@ class SystemConfig(_Settings):
     separation: SeparationConfig = SeparationConfig()
     scoring: ScoringConfig
     calibration: CalibrationConfig = CalibrationConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    auto: AutoConfig = AutoConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _members_score(cls, given: Any) -> Any:
+        """The scorers of an ensemble are its members, unless a saved one says which they came to be."""
+        if not isinstance(given, Mapping) or given.get("kind") != "ensemble" or "scoring" in given:
+            return given
+        told = given.get("ensemble")
+        ensemble = told if isinstance(told, EnsembleConfig) else EnsembleConfig.model_validate(told or {})
+        scorers = [
+            {"view": "members", "name": name, "weight": entry.weight, "scorer": {"name": "value", "column": place}}
+            for place, (name, entry) in enumerate(zip(ensemble.names, ensemble.members, strict=True))
+        ]
+        if not scorers:
+            raise ValueError("an ensemble has no members: name systems as ensemble.members")
+        return {**given, "scoring": {"scorers": scorers}}
+
+    @model_validator(mode="after")
+    def _one_kind_has_members(self) -> SystemConfig:
+        views = {entry.view for entry in self.scoring.scorers}
+        if (self.kind == "ensemble") != (views == {"members"}):
+            raise ValueError("view members is an ensemble's, and an ensemble has no other")
+        if self.ensemble.members and self.kind != "ensemble":
+            raise ValueError(f"ensemble.members is for --system ensemble; a system of kind {self.kind} has none")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> SystemConfig:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from offkey.types import OffkeyError
 
-__all__ = ["SettingsError", "apply_overrides", "parse_override", "read_toml", "to_toml", "validate"]
+__all__ = ["SettingsError", "apply_overrides", "parse_override", "read_toml", "to_toml", "toml_value", "validate"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -177,9 +177,18 @@ def _is_table(value: Any) -> bool:
     )
 
 
+def toml_value(value: Any) -> str:
+    """One value as it stands behind the = in TOML; keys without a value (None) of a table are left out.
+
+    >>> toml_value([{"a": 1, "b": None}, "c"])
+    '[{ a = 1 }, "c"]'
+    """
+    return _value(value)
+
+
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_value(entry)}" for key, entry in value.items()) + " }"
+        return "{ " + ", ".join(f"{key} = {_value(entry)}" for key, entry in value.items() if entry is not None) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(entry) for entry in value) + "]"
     if isinstance(value, float):
