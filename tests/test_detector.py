@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 import offkey
 import offkey.keeping
@@ -239,3 +241,55 @@ def test_the_card_tells_data_settings_and_limits(fitted: Callable[[str], Any]) -
             assert reason in card
         assert "10 %" in card
         assert "nan" not in card.lower()
+
+
+def test_rows_come_in_the_order_given_whatever_the_clips_length(
+    fitted: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = fitted("loudness").detector
+    lengths = np.random.default_rng(0).permutation(np.arange(4000, 4000 + 60 * 200, 200))
+    folder = tmp_path / "fan"
+    folder.mkdir()
+    files, bad = [], {3, 4, 40, 59}
+    for number, length in enumerate(lengths.tolist()):
+        files.append(folder / f"{number}.wav")
+        sound = 0.01 * (1 + number) * np.random.default_rng(number).standard_normal(length) / 60
+        soundfile.write(files[-1], sound.astype(np.float32), 16000, subtype="FLOAT")
+    for number in bad:
+        files[number].write_bytes(b"no sound")
+    asked: list[str] = []
+    known = type(detector).threshold
+    monkeypatch.setattr(type(detector), "threshold", lambda self, name: asked.append(name) or known(self, name))
+    kept: list[tuple[int, dict[str, np.ndarray]]] = []
+    told: list[int] = []
+    rows = list(detector.score_files(files, batch_size=4, progress=lambda done, _: told.append(done), embeddings=kept))
+    assert asked == ["fan"]  # once, not once a batch: the gamma rule searches for it
+    assert [row.path for row in rows] == files
+    assert {number for number, row in enumerate(rows) if row.verdict is None} == bad
+    assert all(row.error for number, row in enumerate(rows) if number in bad)
+    assert told == list(range(1, 61))
+    assert [place for place, _ in kept] == [number for number in range(60) if number not in bad]
+    for number in (0, 17, 58):
+        assert rows[number].verdict == detector.score(files[number])
+        assert dict(kept)[number]["loudness"] == pytest.approx(20 * np.log10(0.01 * (1 + number) / 60), abs=0.5)
+
+
+def test_scoring_holds_no_more_for_more_files(fitted: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from offkey.data.loader import ClipReader
+
+    detector = fitted("loudness").detector
+    wave = (0.1 * np.random.default_rng(0).standard_normal(2000)).astype(np.float32)
+    monkeypatch.setattr(ClipReader, "read", lambda self, path: wave.copy())
+
+    def peak(count: int) -> int:
+        metas = [ClipMeta(Path(f"{number}.wav"), machine="fan") for number in range(count)]
+        tracemalloc.start()
+        scored = sum(row.verdict is not None for row in detector.score_files(metas, machine="fan", workers=1))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert scored == count
+        return found
+
+    peak(50)
+    # 8 kB a clip: were sounds kept, 1800 more clips would hold 14 MB more
+    assert peak(2000) - peak(200) < 1_500_000

@@ -16,7 +16,7 @@ from offkey.audio.cache import ArrayCache, default_cache_dir
 from offkey.audio.mel import LogMel
 from offkey.data.dcase import parse_name
 from offkey.data.labels import LabelSpace
-from offkey.data.loader import ClipReader, Failure, load_batches
+from offkey.data.loader import ClipReader, load_by_length
 from offkey.explaining import (
     Asked,
     Evidence,
@@ -153,7 +153,8 @@ class Detector:
     ) -> Iterator[FileVerdict]:
         """Judge many files; yields one row a file in the order given, with a reason where there is no verdict.
 
-        Files are decoded by `workers` threads ahead of the model; memory does not grow with their number.
+        Files are decoded by `workers` threads ahead of the model and go through it beside others of like length. Memory
+        does not grow with their number.
         `embeddings`, if given, receives (place in `paths`, view -> (D,)) of every clip that was scored.
         """
         metas = [_meta(path) for path in paths]
@@ -166,46 +167,47 @@ class Detector:
                 keys.append(None)
                 refused[place] = str(error)
         usable = [place for place, key in enumerate(keys) if key is not None]
-        order = [
-            list(range(start, min(start + batch_size, len(usable)))) for start in range(0, len(usable), batch_size)
-        ]
-        failures: list[Failure] = []
-        clips = [metas[place] for place in usable]
+        problems: dict[int, str] = {}  # by place in `usable`
+        scored: dict[int, tuple[Verdict, dict[str, NDArray[np.float32]]]] = {}
+        thresholds: dict[str, float] = {}
         done = 0
-        scored: dict[int, Verdict] = {}
-        # A batch whose clips all failed is not yielded, so rows wait until a later batch or the end tells their fate.
-        own = [str(keys[place]) for place in usable]
-        for rows, views in self._heard(clips, own, order, workers, failures):
-            places = [usable[row] for row in rows]
-            mine = [own[row] for row in rows]
-            verdicts = self._verdicts(mine, views)
-            scored.update(zip(places, verdicts, strict=True))
-            if embeddings is not None:
-                embeddings.extend(
-                    (place, {view: array[row].astype(np.float32, copy=False) for view, array in views.items()})
-                    for row, place in enumerate(places)
-                )
-            while done <= max(places):
-                yield self._row(metas[done].path, scored.pop(done, None), refused.get(done), failures)
+
+        def rows(last: bool) -> Iterator[FileVerdict]:
+            """The rows that follow, as far as their fate is known."""
+            nonlocal done
+            while done < len(metas) and (last or done in scored or done in refused):
+                verdict = None
+                if done in scored:
+                    verdict, seen = scored.pop(done)
+                    if embeddings is not None:
+                        embeddings.append((done, seen))
+                yield FileVerdict(metas[done].path, verdict, None if verdict is not None else refused.get(done))
                 done += 1
                 if progress is not None:
                     progress(done, len(metas))
-        while done < len(metas):
-            yield self._row(metas[done].path, scored.pop(done, None), refused.get(done), failures)
-            done += 1
-            if progress is not None:
-                progress(done, len(metas))
+
+        own = [str(keys[place]) for place in usable]
+        for heard, views in self._heard([metas[place] for place in usable], own, batch_size, workers, problems):
+            for place in list(problems):
+                refused[usable[place]] = problems.pop(place)
+            verdicts = self._verdicts([own[place] for place in heard], views, thresholds)
+            for row, (place, verdict) in enumerate(zip(heard, verdicts, strict=True)):
+                seen = {view: array[row].astype(np.float32, copy=False) for view, array in views.items()}
+                scored[usable[place]] = verdict, seen
+            yield from rows(last=False)
+        refused |= {usable[place]: problem for place, problem in problems.items()}
+        yield from rows(last=True)
 
     def _heard(
         self,
         clips: Sequence[ClipMeta],
         machines: Sequence[str],
-        order: Sequence[Sequence[int]],
+        batch_size: int,
         workers: int,
-        failures: list[Failure],
+        problems: dict[int, str],
     ) -> Iterator[tuple[list[int], Mapping[str, NDArray[Any]]]]:
-        """Places in `clips` and views of those that could be read, a batch at a time; the others go to `failures`."""
-        for batch in load_batches(clips, order, self._reader(), None, workers=workers, failures=failures):
+        """Places in `clips` and views of those that could be read, a batch at a time; `problems` tells of the others."""
+        for batch in load_by_length(clips, self._reader(), batch_size, workers, problems):
             places: list[int] = batch.place.tolist()
             yield places, self.represent(batch, [machines[place] for place in places])
 
@@ -335,7 +337,14 @@ class Detector:
             return ClipReader(self.config.audio)
         return ClipReader(self.config.audio, ArrayCache(default_cache_dir() / "stems", STEMS_BYTES), self.front_end)
 
-    def _verdicts(self, keys: Sequence[str], views: Mapping[str, NDArray[Any]]) -> list[Verdict]:
+    def _verdicts(
+        self,
+        keys: Sequence[str],
+        views: Mapping[str, NDArray[Any]],
+        thresholds: dict[str, float] | None = None,
+    ) -> list[Verdict]:
+        """Verdicts on clips of the machines `keys`; `thresholds` keeps what one call found for the next."""
+        thresholds = {} if thresholds is None else thresholds
         entries = self.config.scoring.scorers
         labels = self.config.scoring.names
         verdicts: list[Verdict | None] = [None] * len(keys)
@@ -343,7 +352,9 @@ class Detector:
             rows = [row for row, other in enumerate(keys) if other == key]
             known = self.machines[key]
             scores, parts = known.judge(entries, {view: array[rows] for view, array in views.items()})
-            threshold = self.threshold(key)
+            if key not in thresholds:  # the gamma rule searches for it
+                thresholds[key] = self.threshold(key)
+            threshold = thresholds[key]
             for row, score, part in zip(rows, scores, parts, strict=True):
                 verdicts[row] = Verdict(
                     score=float(score),
@@ -368,15 +379,6 @@ class Detector:
             if key is not None:
                 return key
         raise DetectorError(f"which machine is {clip.path.name}? name one of {known} (its folder, or --machine)")
-
-    @staticmethod
-    def _row(path: Path, verdict: Verdict | None, refused: str | None, failures: list[Failure]) -> FileVerdict:
-        if verdict is not None:
-            return FileVerdict(path, verdict, None)
-        if refused is not None:
-            return FileVerdict(path, None, refused)
-        reason = next((failure.problem for failure in failures if failure.path == path), "could not be read")
-        return FileVerdict(path, None, reason)
 
     # ---- false alarms, and normal clips that come later
 

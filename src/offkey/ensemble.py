@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import offkey
-from offkey.data.loader import Failure, load_batches
+from offkey.data.loader import load_by_length
 from offkey.detector import Detector, DetectorError, MachineDetector
 from offkey.explaining import Explanation, Profile
 from offkey.manifest import MANIFEST
@@ -202,31 +202,33 @@ class Ensemble(Detector):
         self,
         clips: Sequence[ClipMeta],
         machines: Sequence[str],
-        order: Sequence[Sequence[int]],
+        batch_size: int,
         workers: int,
-        failures: list[Failure],
+        problems: dict[int, str],
     ) -> Iterator[tuple[list[int], Mapping[str, NDArray[Any]]]]:
         groups = self._hearing()
+        names = [name for group in groups for name in group]
+        order = [names.index(name) for name in self.config.scoring.names]
         streams = [
-            _InStep(load_batches(clips, order, self.members[group[0]]._reader(), None, workers, failures))
-            for group in groups
+            load_by_length(clips, self.members[group[0]]._reader(), batch_size, workers, problems) for group in groups
         ]
-        for places in order:
-            told: list[dict[int, NDArray[np.float64]]] = []
-            for group, stream in zip(groups, streams, strict=True):
-                batch = stream.take(places)
-                if batch is None:  # none of these clips could be read
-                    told.append({})
+        # the streams go through the clips side by side, but need not cut the same batches
+        told: list[dict[int, NDArray[np.float64]]] = [{} for _ in groups]
+        running = dict(enumerate(streams))
+        while running:
+            for number, stream in list(running.items()):
+                batch = next(stream, None)
+                if batch is None:
+                    del running[number]
                     continue
                 rows = batch.place.tolist()
-                scores = self._ask(group, batch, [machines[row] for row in rows])
-                columns = np.stack([scores[name] for name in group], axis=1)
-                told.append(dict(zip(rows, columns, strict=True)))
-            good = [place for place in places if all(place in scores for scores in told)]
+                scores = self._ask(groups[number], batch, [machines[row] for row in rows])
+                columns = np.stack([scores[name] for name in groups[number]], axis=1)
+                told[number].update(zip(rows, columns, strict=True))
+            good = sorted(set(told[0]).intersection(*told[1:]))
             if good:
-                columns = np.array([np.concatenate([scores[place] for scores in told]) for place in good])
-                names = [name for group in groups for name in group]
-                yield good, {MEMBERS: columns[:, [names.index(name) for name in self.config.scoring.names]]}
+                parts = [np.concatenate([scores.pop(place) for scores in told]) for place in good]
+                yield good, {MEMBERS: np.stack(parts)[:, order]}
 
     def with_members(self, change: Callable[[Detector], Detector]) -> Ensemble:
         """A new ensemble of changed members, calibrated anew; names, own weights and rule stay."""
@@ -261,21 +263,6 @@ class Ensemble(Detector):
     def manifests(self) -> list[str]:
         """The members' manifests, as paths below the folder: the ensemble's own manifest vouches for them."""
         return [f"{MEMBERS}/{name}/{MANIFEST}" for name in self.members]
-
-
-class _InStep:
-    """Batches of `load_batches` by the places asked for; it leaves out those of which nothing is left."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self._next = next(batches, None)
-
-    def take(self, places: Sequence[int]) -> Batch | None:
-        batch = self._next
-        if batch is None or int(batch.place[0]) not in places:
-            return None
-        self._next = next(self._batches, None)
-        return batch
 
 
 class _Part(NamedTuple):

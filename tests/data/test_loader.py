@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from offkey.audio.cache import ArrayCache
 from offkey.audio.io import AudioConfig, AudioError, read_clip
 from offkey.data.labels import LabelSpace
-from offkey.data.loader import ClipReader, Failure, balanced_order, load_batches
+from offkey.data.loader import ClipReader, Failure, balanced_order, load_batches, load_by_length
 from offkey.types import ClipMeta, Condition, Domain
 
 RATE = 16000
@@ -213,3 +213,109 @@ def test_a_broken_clip_is_refused_with_a_cache_too(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(AudioError, match=r"a\.wav"):
         ClipReader(AudioConfig(), ArrayCache(tmp_path / "cache", 10**6)).read(path)
+
+
+# batches of like length
+
+
+class Counting(ClipReader):
+    """Clips of made-up lengths; knows which were read, how many are held at once, and refuses some."""
+
+    def __init__(self, lengths: list[int], bad: frozenset[int] = frozenset()) -> None:
+        super().__init__()
+        self.lengths, self.bad = lengths, bad
+        self.read_places: list[int] = []
+
+    def read(self, path: Path) -> np.ndarray:
+        place = int(path.stem)
+        self.read_places.append(place)
+        if place in self.bad:
+            raise AudioError(path, "broken")
+        return np.full(self.lengths[place], place + 1, np.float32)
+
+
+def numbered(count: int) -> list[ClipMeta]:
+    return [ClipMeta(Path(f"{place}.wav"), "fan") for place in range(count)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.integers(1, 50), max_size=60),
+    st.sets(st.integers(0, 59)),
+    st.integers(1, 5),
+    st.sampled_from([0, 1, 3]),
+)
+def test_every_clip_comes_once_whole_and_soon(lengths, bad, size, workers):
+    reader = Counting(lengths, frozenset(bad))
+    problems: dict[int, str] = {}
+    seen: list[int] = []
+    for batch in load_by_length(numbered(len(lengths)), reader, size, workers, problems):
+        assert 1 <= len(batch.lengths) <= size
+        assert batch.waveform.shape[1] == int(batch.lengths.max())
+        for row, length, place in zip(batch.waveform, batch.lengths.tolist(), batch.place.tolist(), strict=True):
+            assert length == lengths[place]
+            assert (row[:length] == place + 1).all()
+            assert not row[length:].any()
+        seen += batch.place.tolist()
+    good = sorted(set(range(len(lengths))) - bad)
+    assert sorted(seen) == good
+    assert problems == dict.fromkeys(sorted(bad & set(range(len(lengths)))), "broken")
+    assert sorted(reader.read_places) == list(range(len(lengths)))  # none is decoded twice
+    # a clip is at most one window of four batches away from its turn
+    assert all(abs(came - good.index(place)) < 4 * size for came, place in enumerate(seen))
+
+
+def test_batches_of_like_length_are_padded_less_and_do_not_depend_on_threads():
+    lengths = np.random.default_rng(0).integers(100, 10_000, 200).tolist()
+
+    def batches(workers: int) -> list[list[int]]:
+        return [b.place.tolist() for b in load_by_length(numbered(200), Counting(lengths), 8, workers)]
+
+    def padding(order: list[list[int]]) -> float:
+        padded = sum(len(places) * max(lengths[p] for p in places) for places in order)
+        return padded / sum(lengths) - 1
+
+    alone = batches(0)
+    assert alone == batches(1) == batches(3)
+    as_given = [list(range(start, start + 8)) for start in range(0, 200, 8)]
+    assert padding(alone) < 0.4 * padding(as_given)
+
+
+def test_long_clips_go_alone_and_hold_back_the_decoding(monkeypatch):
+    monkeypatch.setattr("offkey.data.loader._BATCH_SAMPLES", 1000)
+    monkeypatch.setattr("offkey.data.loader._HELD_SAMPLES", 4000)
+    reader = Counting([900] * 40)
+    stream = load_by_length(numbered(40), reader, 8, 1)
+    for number, batch in enumerate(stream):
+        assert len(batch.lengths) == 1
+        # a window is full with 5 clips (4000 samples), and 4 more may be on their way, one of them just begun
+        assert max(reader.read_places) <= number + 5 + 5
+    assert number == 39
+
+
+def test_an_unreadable_clip_raises_where_nobody_asks_and_threads_end_with_their_reader():
+    with pytest.raises(AudioError, match="broken"):
+        list(load_by_length(numbered(9), Counting([5] * 9, frozenset({4})), 2, 2))
+    reader = Counting([5] * 10_000)
+    stream = load_by_length(numbered(10_000), reader, 4, 2)
+    next(stream)
+    stream.close()
+    assert len(reader.read_places) < 100
+    with pytest.raises(ValueError, match="at least one"):
+        next(load_by_length(numbered(1), reader, 0))
+
+
+def test_memory_does_not_grow_with_the_number_of_clips():
+    import tracemalloc
+
+    def peak(count: int) -> int:
+        clips, reader = numbered(count), Counting([4000] * count)
+        tracemalloc.start()
+        for batch in load_by_length(clips, reader, 8, 1):
+            del batch
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    # 16 kB a clip: were arrays kept, the second would hold 30 MB more
+    assert peak(2000) - peak(200) < 2_000_000

@@ -6,8 +6,9 @@ quicker.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,11 +22,14 @@ from offkey.audio.io import AudioConfig, AudioError, prepare, read_clip, read_he
 from offkey.data.labels import LabelSpace
 from offkey.types import Batch, ClipMeta, Labels
 
-__all__ = ["ClipReader", "Failure", "FrontEnd", "balanced_order", "load_batches"]
+__all__ = ["ClipReader", "Failure", "FrontEnd", "balanced_order", "load_batches", "load_by_length"]
 
 # FLAC is among them on purpose: 10 s at 16 kHz decode in 2 ms and would take three times the space.
 _QUICK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"})
 _AHEAD = 2  # batches being decoded while one is used
+_WINDOW = 4  # batches whose clips are sorted by length together
+_HELD_SAMPLES = 1 << 25  # in one window: 128 MiB, half an hour at 16 kHz
+_BATCH_SAMPLES = 1 << 23  # in one batch, padding included: 32 MiB, nine minutes at 16 kHz
 
 
 class Failure(NamedTuple):
@@ -197,9 +201,7 @@ def load_batches(
         if not good:
             return None
         lengths = torch.tensor([len(wave) for _, wave in good])
-        waveform = np.zeros((len(good), int(lengths.max())), np.float32)
-        for row, (_, wave) in zip(waveform, good, strict=True):
-            row[: len(wave)] = wave
+        waveform = _padded([wave for _, wave in good])
         numbers = None
         if codes is not None:
             mine = [codes[place] for place, _ in good]
@@ -235,3 +237,96 @@ def load_batches(
         batch = gather(places, waves)
         if batch is not None:
             yield batch
+
+
+def load_by_length(
+    clips: Sequence[ClipMeta],
+    reader: ClipReader,
+    batch_size: int = 8,
+    workers: int = 2,
+    problems: dict[int, str] | None = None,
+) -> Iterator[Batch]:
+    """Every clip once, in batches of like length, `workers` threads ahead of the use: the way to score many files.
+
+    Clips are taken in the order given, a window of up to four batches at a time, and sorted by length within it, so
+    that little is padded and a clip comes out soon after those before it. A batch has at most `batch_size` clips, and
+    fewer where they are long. What is held does not grow with the number of clips, nor, beyond the longest few
+    clips, with their length.
+
+    Why a clip could not be read is noted in `problems` by its place, before any batch of its window comes out; without
+    such a dict its `AudioError` is raised. Raises ValueError for a `batch_size` below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"a batch has at least one clip, not {batch_size}")
+    window: list[tuple[int, NDArray[np.float32]]] = []
+    held, size = 0, batch_size  # the first windows are smaller, so that the model need not wait long
+    with contextlib.closing(_in_order(clips, reader, workers, (_WINDOW + _AHEAD) * batch_size)) as decoded:
+        for place, wave in decoded:
+            if not isinstance(wave, AudioError):
+                window.append((place, wave))
+                held += len(wave)
+            elif problems is None:
+                raise wave
+            else:
+                problems[place] = wave.problem
+            if len(window) >= size or held >= _HELD_SAMPLES:
+                yield from _alike(window, batch_size)
+                window, held, size = [], 0, min(2 * size, _WINDOW * batch_size)
+        yield from _alike(window, batch_size)
+
+
+def _in_order(
+    clips: Sequence[ClipMeta], reader: ClipReader, workers: int, ahead: int
+) -> Generator[tuple[int, NDArray[np.float32] | AudioError], None, None]:
+    """Each clip's place and what was read, or why not; up to `ahead` are decoded before they are asked for.
+
+    Fewer where clips are long: the longest of the last ones stands for those that are on their way.
+    """
+
+    def load(place: int) -> NDArray[np.float32] | AudioError:
+        try:
+            return reader.read(clips[place].path)
+        except AudioError as error:
+            return error
+
+    if workers <= 0:
+        for place in range(len(clips)):
+            yield place, load(place)
+        return
+    waiting: deque[Future[NDArray[np.float32] | AudioError]] = deque()
+    asked, usual = 0, _HELD_SAMPLES  # until one was read, it may be an hour long
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for place in range(len(clips)):
+                most = max(workers, min(ahead, _HELD_SAMPLES // max(usual, 1)))
+                while asked < len(clips) and len(waiting) < most:
+                    waiting.append(pool.submit(load, asked))
+                    asked += 1
+                wave = waiting.popleft().result()
+                if not isinstance(wave, AudioError):
+                    usual = max(len(wave), usual * 9 // 10 if place else 0)
+                yield place, wave
+        finally:  # also where the consumer stops early: what has not begun is not decoded any more
+            for future in waiting:
+                future.cancel()
+
+
+def _alike(window: list[tuple[int, NDArray[np.float32]]], batch_size: int) -> Iterator[Batch]:
+    """The clips of a window, the shortest first, in batches without labels."""
+    queue = deque(sorted(window, key=lambda entry: len(entry[1])))
+    while queue:
+        mine = [queue.popleft()]
+        while queue and len(mine) < batch_size and (len(mine) + 1) * len(queue[0][1]) <= _BATCH_SAMPLES:
+            mine.append(queue.popleft())
+        lengths = torch.tensor([len(wave) for _, wave in mine])
+        yield Batch(
+            torch.from_numpy(_padded([wave for _, wave in mine])), lengths, None, torch.tensor([p for p, _ in mine])
+        )
+
+
+def _padded(waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Clips as rows (B, T), with zeros behind the shorter ones."""
+    rows = np.zeros((len(waves), max(len(wave) for wave in waves)), np.float32)
+    for row, wave in zip(rows, waves, strict=True):
+        row[: len(wave)] = wave
+    return rows

@@ -300,7 +300,8 @@ class Scorer(ABC):
 
 def _canonical_order(reference: Reference) -> NDArray[np.intp]:
     """An order of the clips that depends on what they are and not on where they stand: by their bytes."""
-    codes = np.array([list(map(str, Domain)).index(d) for d in reference.domain.tolist()], dtype=np.float64)
+    number = {str(domain): float(code) for code, domain in enumerate(Domain)}
+    codes = np.array([number[domain] for domain in reference.domain.tolist()])
     error = np.zeros(len(reference)) if reference.frame_error is None else reference.frame_error
     rows = np.column_stack([codes, reference.identity, error, reference.embedding]) + 0.0  # -0.0 becomes 0.0
     keys = np.ascontiguousarray(rows).view(f"V{rows.itemsize * rows.shape[1]}").ravel()
