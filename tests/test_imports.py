@@ -60,6 +60,11 @@ ROOMS["report"] = {"types", "files", "evaluation"}
 ROOMS["report/assemble"] = {
     "report", "types", "audio", "separation", "systems", "detector", "assessment", "__init__"
 }  # fmt: skip
+ROOMS["runtime"] = {"types", "manifest", "audio", "data"}
+ROOMS["exporting"] = {
+    "types", "files", "manifest", "audio", "encoders", "models", "scoring", "systems", "views", "detector", "runtime",
+    "__init__"
+}  # fmt: skip
 ROOMS["__init__"] = {"detector", "fitting"}
 ROOMS["__main__"] = {"cli"}
 ROOMS["cli"] = set(ROOMS) - {"__main__"}

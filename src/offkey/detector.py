@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from offkey.alarms import with_rate
 from offkey.audio.cache import ArrayCache, default_cache_dir
 from offkey.audio.mel import LogMel
-from offkey.data.dcase import parse_name
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, load_by_length
+from offkey.data.machines import UnknownMachine, machine_key, which_machine
+from offkey.data.machines import clip_meta as _meta
 from offkey.explaining import (
     Asked,
     Evidence,
@@ -33,7 +34,7 @@ from offkey.scoring import Calibration, FalseAlarms, NormalQuantile, Query, Scor
 from offkey.separation.front_end import FrontEnd
 from offkey.separation.stems import STEMS_BYTES
 from offkey.systems.config import SystemConfig, ViewScorer
-from offkey.types import Batch, Clip, ClipMeta, OffkeyError, Verdict
+from offkey.types import Batch, Clip, ClipMeta, FileVerdict, OffkeyError, Verdict
 from offkey.views import SHARED, Seen, ViewError, Views
 
 if TYPE_CHECKING:
@@ -47,23 +48,6 @@ EXPLAINED_BY = 5
 
 class DetectorError(OffkeyError):
     """A detector that cannot be read, or that was asked about something it does not know."""
-
-
-class FileVerdict(NamedTuple):
-    """One row a file: a verdict, or the reason why there is none."""
-
-    path: Path
-    verdict: Verdict | None
-    error: str | None
-
-
-def machine_key(meta: ClipMeta, machines: Iterable[str]) -> str | None:
-    """The one of `machines` that a clip belongs to: its machine, or its machine and section; None if neither."""
-    known = set(machines)
-    for key in (f"{meta.machine}/{meta.section}", meta.machine):
-        if key in known:
-            return key
-    return None
 
 
 @dataclass(frozen=True)
@@ -206,7 +190,7 @@ class Detector:
         workers: int,
         problems: dict[int, str],
     ) -> Iterator[tuple[list[int], Mapping[str, NDArray[Any]]]]:
-        """Places in `clips` and views of those that could be read, a batch at a time; `problems` tells of the others."""
+        """Places in `clips` and views of what could be read, a batch at a time; `problems` tells of the others."""
         for batch in load_by_length(clips, self._reader(), batch_size, workers, problems):
             places: list[int] = batch.place.tolist()
             yield places, self.represent(batch, [machines[place] for place in places])
@@ -367,18 +351,10 @@ class Detector:
         return [verdict for verdict in verdicts if verdict is not None]
 
     def _key(self, clip: ClipMeta, machine: str | None) -> str:
-        known = ", ".join(self.machines)
-        if machine is not None:
-            if machine not in self.machines:
-                raise DetectorError(f"this detector does not know the machine {machine!r}; it knows {known}")
-            return machine
-        if len(self.machines) == 1:
-            return next(iter(self.machines))
-        for name in (clip.machine, *(folder.name for folder in clip.path.parents)):
-            key = machine_key(replace(clip, machine=name), self.machines)
-            if key is not None:
-                return key
-        raise DetectorError(f"which machine is {clip.path.name}? name one of {known} (its folder, or --machine)")
+        try:
+            return which_machine(clip, self.machines, machine)
+        except UnknownMachine as error:
+            raise DetectorError(str(error)) from None
 
     # ---- false alarms, and normal clips that come later
 
@@ -442,11 +418,3 @@ def _single(waveform: NDArray[np.float32]) -> Batch:
 
     samples = torch.from_numpy(waveform)[None]
     return Batch(samples, torch.tensor([samples.shape[1]]), None, torch.zeros(1, dtype=torch.int64))
-
-
-def _meta(path: str | Path | ClipMeta) -> ClipMeta:
-    if isinstance(path, ClipMeta):
-        return path
-    path = Path(path)
-    name = parse_name(path.name)
-    return ClipMeta(path, machine=path.absolute().parent.name, section=name.section if name else "00")

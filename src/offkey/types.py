@@ -40,6 +40,7 @@ __all__ = [
     "Content",
     "Domain",
     "Exchanged",
+    "FileVerdict",
     "Float",
     "Int",
     "Labels",
@@ -190,3 +191,11 @@ class Verdict:
     is_anomalous: bool
     machine: str
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class FileVerdict(NamedTuple):
+    """One row a file: a verdict, or the reason why there is none."""
+
+    path: Path
+    verdict: Verdict | None
+    error: str | None

@@ -211,7 +211,7 @@ def test_commands_shown_exist_with_their_options(page: Path) -> None:
                     assert words[0] in command.commands, f"{page.name}:{number}: offkey {found[1]}"
                     command = command.commands[words.pop(0)]
                 known = {option for parameter in command.params for option in parameter.opts}
-                for option in re.findall(r"(?<=\s)--[a-z-]+", found[0]):
+                for option in re.findall(r"(?<=\s)--[a-z0-9-]+", found[0]):
                     assert option in known, f"{page.name}:{number}: {option}"
 
 

@@ -15,6 +15,7 @@ from offkey.cli import (
     ensemble,
     evaluate,
     explain,
+    export,
     fit,
     remix,
     report,
@@ -69,6 +70,7 @@ app.command("score")(score.score)
 app.command("explain")(explain.explain)
 app.command("watch")(watch.watch)
 app.command("update")(update.update)
+app.command("export")(export.export)
 app.command("fit-separator")(separate.fit_separator)
 app.command("separate")(separate.separate)
 app.command("remix")(remix.remix)

@@ -31,9 +31,11 @@ ClipEveryOption = Annotated[
 
 def false_alarms_of(text: str | None) -> FalseAlarms | None:
     """The wanted rate; None where none was given."""
+    if text is None:
+        return None
     from offkey.scoring import FalseAlarms
 
-    return None if text is None else FalseAlarms.parse(text)
+    return FalseAlarms.parse(text)
 
 
 def clips_every(text: str | None) -> float | None:

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import csv
 import io
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from offkey.cli.explain import pictures
 from offkey.cli.output import Bars, complain, folder_or_file, print_json
 from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, clips_every, false_alarms_of
+from offkey.types import OffkeyError
+
+if TYPE_CHECKING:
+    from offkey.detector import Detector
+    from offkey.runtime import Exported
 
 HEADER = ("file", "score", "p_value", "threshold", "is_anomalous", "error")
 
 
+class Engine(StrEnum):
+    """What computes."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    ONNX = "onnx"
+
+
 def score(
-    model: Annotated[Path, typer.Argument(help="Folder of a detector.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a detector, or of an exported one.")],
     paths: Annotated[list[Path], typer.Argument(help="Audio files, or folders of them.")],
     out: Annotated[Path | None, typer.Option("--out", help="Write a CSV: " + ",".join(HEADER) + ".")] = None,
     machine: Annotated[str | None, typer.Option(help="Which machine the files are of.")] = None,
@@ -29,20 +43,16 @@ def score(
     clip_every: ClipEveryOption = None,
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="What computes: onnx for a folder of `offkey export`; auto looks at the folder.")
+    ] = Engine.AUTO,
 ) -> int:
     """Judge recordings: score, p-value, alarm. One row a file in the order given; unusable files are named (exit 1)."""
-    from offkey.alarms import clip_seconds, shortfall
-    from offkey.detector import Detector
     from offkey.files import write_whole
 
-    detector = Detector.load(model)
-    wanted = false_alarms_of(false_alarms)
-    if wanted is not None:
-        detector = detector.with_false_alarms(wanted, clips_every(clip_every))
-        for name, known in detector.machines.items():
-            missing = shortfall(known.calibration, clips_every(clip_every) or clip_seconds(known))
-            if missing:
-                complain(f"{name}: {missing}")
+    detector = _load(model, engine, explain is not None)
+    if false_alarms is not None:
+        detector = _with_rate(detector, false_alarms, clip_every)
     files = [file for path in paths for file in folder_or_file(path)]
     if not files:
         complain(f"no audio files in {', '.join(map(str, paths))}")
@@ -66,7 +76,7 @@ def score(
     if out is not None:
         write_whole(out, text.getvalue())
     if explain is not None:
-        for row, explanation, picture in pictures(detector, rows, explain):
+        for row, explanation, picture in pictures(cast("Detector", detector), rows, explain):
             typer.echo(f"{row.path.name}: {explanation.text} ({picture})", err=True)
     failed = [row for row in rows if row.verdict is None]
     for row in failed:
@@ -97,3 +107,45 @@ def score(
         alarms = sum(row.verdict.is_anomalous for row in rows if row.verdict is not None)
         typer.echo(f"{len(rows) - len(failed)} files scored, {alarms} alarms, {len(failed)} unusable: {out}")
     return 1 if failed else 0
+
+
+def _with_rate(detector: Detector | Exported, false_alarms: str, clip_every: str | None) -> Detector:
+    """The detector with thresholds for another rate; complains where too few normal clips stand behind it."""
+    from offkey.runtime import Exported
+
+    if isinstance(detector, Exported):
+        raise OffkeyError(
+            "an exported detector keeps the thresholds that it was exported with; use --false-alarms with the detector "
+            "it was made from, or with the `offkey fit` before the export"
+        )
+    from offkey.alarms import clip_seconds, shortfall
+
+    wanted, every = false_alarms_of(false_alarms), clips_every(clip_every)
+    if wanted is None:
+        return detector
+    changed = detector.with_false_alarms(wanted, every)
+    for name, known in changed.machines.items():
+        missing = shortfall(known.calibration, every or clip_seconds(known))
+        if missing:
+            complain(f"{name}: {missing}")
+    return changed
+
+
+def _load(model: Path, engine: Engine, explained: bool) -> Detector | Exported:
+    """The detector, or its exported form where the folder holds that."""
+    from offkey.runtime import Exported, is_exported
+
+    if engine is Engine.ONNX or (engine is Engine.AUTO and is_exported(model)):
+        if explained:
+            raise OffkeyError("an exported detector cannot explain; use --explain with the detector it was made from")
+        return Exported.load(model)
+    if is_exported(model):
+        raise OffkeyError(f"{model} is an exported detector, which torch does not run; leave out --engine torch")
+    try:
+        from offkey.detector import Detector
+    except ImportError as error:
+        raise OffkeyError(
+            f"{error.name} is not installed, so that only exported detectors can be scored (`offkey export`, on a "
+            "machine that has it)"
+        ) from None
+    return Detector.load(model)

@@ -23,7 +23,7 @@ from offkey.scoring.nearest import prepare
 from offkey.scoring.neighbours import smote
 from offkey.scoring.standardise import Standardise
 
-__all__ = ["Density", "DensityOptions"]
+__all__ = ["Density", "DensityOptions", "smallest_distance"]
 
 _ALPHA = {"ratio": 0.0, "difference": 1.0, "variance": 0.0, "log-variance": 0.0}
 
@@ -93,7 +93,7 @@ class Density(Scorer):
         for part in columns:
             ready, new = prepare(real[:, part], options.metric), prepare(made[:, part], options.metric)
             local = self._local(ready, domain)
-            floor = _floor(local)
+            floor = smallest_distance(local)
             local = np.maximum(local, floor)
             alpha.append(self._least_variance(ready, local, floor) if len(ready) > 2 else _ALPHA[options.mode])
             around = np.maximum(self._local_of_made(new, added, ready, domain), floor)
@@ -162,7 +162,7 @@ class Density(Scorer):
             zip(split_parts(given.shape[1], options.parts, self.name), self._banks, strict=True)
         ):
             local, alpha = self._local_mean[:, number], float(self._alpha[number])
-            floor = _floor(local)
+            floor = smallest_distance(local)
             for rows, block, places in bank.blocks(prepare(given[:, part], options.metric)):
                 b = local if places is None else local[places]
                 if options.mode == "ratio":
@@ -197,7 +197,8 @@ class Density(Scorer):
         self._banks = [Bank(points[:, part], options.metric, options.index, self._sizes) for part in columns]
 
 
-def _floor(local: NDArray[np.float64]) -> float:
+def smallest_distance(local: NDArray[np.float64]) -> float:
+    """Below this, distances are all alike: a millionth of the median of the (N,) local means."""
     return max(1e-6 * float(np.median(local)), 1e-12)
 
 

@@ -1,0 +1,51 @@
+"""Which machine a recording is of: by its name, its folders, or what the asker says. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from offkey.data.dcase import parse_name
+from offkey.types import ClipMeta, OffkeyError
+
+__all__ = ["UnknownMachine", "clip_meta", "machine_key", "which_machine"]
+
+
+class UnknownMachine(OffkeyError):
+    """A recording of a machine that was not learnt; reaches you as the error of what was asked."""
+
+
+def clip_meta(path: str | Path | ClipMeta) -> ClipMeta:
+    """What a path tells of its recording: the folder names the machine, a DCASE name the section."""
+    if isinstance(path, ClipMeta):
+        return path
+    path = Path(path)
+    name = parse_name(path.name)
+    return ClipMeta(path, machine=path.absolute().parent.name, section=name.section if name else "00")
+
+
+def machine_key(meta: ClipMeta, machines: Iterable[str]) -> str | None:
+    """The one of `machines` that a clip belongs to: its machine, or its machine and section; None if neither."""
+    known = set(machines)
+    for key in (f"{meta.machine}/{meta.section}", meta.machine):
+        if key in known:
+            return key
+    return None
+
+
+def which_machine(clip: ClipMeta, machines: Iterable[str], named: str | None = None) -> str:
+    """The one of `machines` that a clip is judged as; raises UnknownMachine, which names them."""
+    machines = list(machines)
+    known = ", ".join(machines)
+    if named is not None:
+        if named not in machines:
+            raise UnknownMachine(f"this detector does not know the machine {named!r}; it knows {known}")
+        return named
+    if len(machines) == 1:
+        return machines[0]
+    for name in (clip.machine, *(folder.name for folder in clip.path.parents)):
+        key = machine_key(replace(clip, machine=name), machines)
+        if key is not None:
+            return key
+    raise UnknownMachine(f"which machine is {clip.path.name}? name one of {known} (its folder, or --machine)")
