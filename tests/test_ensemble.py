@@ -414,3 +414,19 @@ def test_changed_members_are_calibrated_anew(members: list[Detector], clips: lis
     assert scores(same, clips).tolist() == scores(ensemble, clips).tolist()
     fewer = ensemble.with_members(lambda member: altered(member, fresh=np.arange(22) < clips_needed(0.1)))
     assert len(fewer.machines["fan"].calibration.scores) == 9
+
+
+def test_an_ensemble_learns_more_normal_clips_and_keeps_its_rate(
+    members: list[Detector], clips: list[Path], tmp_path: Path
+) -> None:
+    ensemble = Ensemble.of(members).with_false_alarms("25%")
+    new = next(clip for clip in clips if clip.parent.parent.name == "fan" and "normal" in clip.name)
+    grown = ensemble.update([new], reason="false-alarm")
+    assert isinstance(grown, Ensemble)
+    known = grown.machines["fan"]
+    assert known.clips == (*ensemble.machines["fan"].clips, new.name)
+    assert known.calibration.alpha == 0.25
+    assert len(grown.facts["updates"]) == 1
+    assert all(new.name in member.machines["fan"].clips for member in grown.members.values())
+    assert grown.score(new).score < ensemble.score(new).score
+    assert "called false alarms" in offkey.load(grown.save(tmp_path / "grown")).card()
