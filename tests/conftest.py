@@ -37,6 +37,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another test converted is not at hand: `auto` would choose by it."""
+    monkeypatch.setenv("OFFKEY_WEIGHTS", str(tmp_path.parent / f"{tmp_path.name}-weights"))
+
+
 QUICK = ("training.epochs=1", "training.batch_size=8", "model.width=0.125")
 QUICK_AUTOENCODER = ("training.epochs=1", "training.batch_size=64", "model.width=16")
 """Overrides with which a network learns in a second or two; enough to see that everything fits together."""
