@@ -56,7 +56,8 @@ def choose(
         )
     elif len(unnamed) < len(machines):
         reasons.append(f"{max(classes, 1)} known setting(s) for {len(machines)} machine(s)")
-    if unnamed:
+    # where known settings make classes enough, clusters of the other machines made the network worse (offkey demo)
+    if unnamed and classes < FEWEST_CLASSES * len(machines):
         labels["identity"] = "clusters" if len(unnamed) == len(machines) else "attributes-or-clusters"
         others = "" if len(unnamed) == len(machines) else "; the other machines keep their known settings as classes"
         reasons.append(
