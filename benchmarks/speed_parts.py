@@ -346,7 +346,7 @@ def detector(system: str, clips: list[Path], overrides: list[str], random_encode
     from offkey.detector import Detector
     from offkey.encoders import build_encoder
     from offkey.explaining.profile import ProfileBuilder
-    from offkey.fitting import fit_machine
+    from offkey.references import fit_machine
     from offkey.systems.config import load_preset
     from offkey.systems.network import build_network, pretrained_encoder
     from offkey.systems.retrieval import settle_parts

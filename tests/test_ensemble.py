@@ -292,7 +292,7 @@ def test_members_are_fitted_once_and_go_on(small_set: Path, tmp_path: Path, monk
 
     overrides = ["ensemble.members=['logmel-knn', 'loudness', 'logmel-density']"]
     fitted: list[str] = []
-    real = room._assemble
+    real = room.assemble
 
     def assemble(clips: Any, config: Any, *rest: Any, **keywords: Any) -> Any:
         if config.system == "logmel-density" and len(fitted) == 2:
@@ -300,12 +300,12 @@ def test_members_are_fitted_once_and_go_on(small_set: Path, tmp_path: Path, monk
         fitted.append(config.system)
         return real(clips, config, *rest, **keywords)
 
-    monkeypatch.setattr(room, "_assemble", assemble)
+    monkeypatch.setattr(room, "assemble", assemble)
     with pytest.raises(KeyboardInterrupt):
         fit(small_set, "ensemble", out=tmp_path, overrides=overrides, workers=0)
     with pytest.raises(DetectorError, match="no finished detector"):
         offkey.load(tmp_path)
-    monkeypatch.setattr(room, "_assemble", lambda *a, **k: (fitted.append(a[1].system), real(*a, **k))[1])
+    monkeypatch.setattr(room, "assemble", lambda *a, **k: (fitted.append(a[1].system), real(*a, **k))[1])
     made = fit(small_set, "ensemble", out=tmp_path, overrides=overrides, workers=0)
     assert fitted == ["logmel-knn", "loudness", "logmel-density"]
     again = fit(small_set, "ensemble", out=tmp_path, overrides=overrides, workers=0)

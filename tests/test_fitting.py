@@ -119,7 +119,7 @@ def test_another_start_of_an_unfinished_run_with_other_settings_is_refused(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("offkey.fitting._assemble", stop)
+        patch.setattr("offkey.fitting.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             fit(small_set, "discriminative", out=tmp_path, overrides=quick)
     assert (tmp_path / "training" / "checkpoint.pt").exists()

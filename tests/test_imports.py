@@ -44,9 +44,10 @@ ROOMS["alarms"] = {"types", "scoring", "detector"}  # here too
 ROOMS["detector"] = (BELOW | {"alarms", "keeping", "updating"}) - {"evaluation"}
 ROOMS["ensemble"] = (BELOW | {"alarms", "detector", "keeping", "updating", "__init__"}) - {"evaluation", "card"}
 ROOMS["keeping"] = (BELOW | {"detector", "ensemble"}) - {"evaluation", "card"}
-ROOMS["fitting"] = (BELOW | {"alarms", "detector", "ensemble", "__init__"}) - {"evaluation", "card"}
+ROOMS["references"] = (BELOW | {"detector", "__init__"}) - {"evaluation", "card"}
+ROOMS["fitting"] = (BELOW | {"alarms", "detector", "ensemble", "references", "__init__"}) - {"evaluation", "card"}
 ROOMS["updating"] = {
-    "types", "manifest", "progress", "audio", "data", "explaining", "views", "detector", "ensemble", "fitting",
+    "types", "manifest", "progress", "audio", "data", "explaining", "views", "detector", "ensemble", "references",
     "__init__"
 }  # fmt: skip
 ROOMS["watching"] = {"types", "files", "audio", "data", "scoring", "alarms", "detector"}

@@ -1,7 +1,7 @@
 """Normal clips that come later, or that were called false alarms, added to a detector without training.
 
 Their embeddings join the reference, the scorers are fitted on all of it, and the calibration is made anew with
-cross-fitted scores (`offkey.fitting.fit_reference`, the one way). Networks stay as they are.
+cross-fitted scores (`offkey.references.fit_reference`, the one way). Networks stay as they are.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from offkey.detector import Detector, MachineDetector
 from offkey.ensemble import Ensemble
 from offkey.explaining import ProfileBuilder
 from offkey.explaining.joining import join_profiles
-from offkey.fitting import fit_reference
 from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
+from offkey.references import fit_reference
 from offkey.types import ClipMeta, Condition, Domain, OffkeyError
 from offkey.views import Views
 

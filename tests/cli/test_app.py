@@ -114,7 +114,7 @@ def test_stopping_by_hand_is_130_and_says_how_to_go_on(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("offkey.fitting._assemble", stop)
+    monkeypatch.setattr("offkey.fitting.assemble", stop)
     said = offkey("fit", small_set, "--system", "loudness", "--out", tmp_path / "x")
     assert said.code == 130
     assert "start the same command again to go on" in said.err

@@ -1,0 +1,213 @@
+"""What a detector keeps of normal clips: their embeddings, scorers fitted on them, and a calibration, a machine each.
+
+`offkey.fitting` calls this once networks are trained, `offkey.updating` when normal clips come later.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import offkey
+from offkey.audio.io import read_header
+from offkey.audio.mel import LogMel
+from offkey.data.labels import LabelSpace
+from offkey.data.loader import ClipReader, Failure, load_batches
+from offkey.detector import Detector, MachineDetector
+from offkey.explaining import Profile, ProfileBuilder
+from offkey.progress import Progress
+from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, cross_fit
+from offkey.scoring.calibrate import clips_needed
+from offkey.systems.config import SystemConfig
+from offkey.types import ClipMeta, Domain
+from offkey.views import Views
+
+__all__ = ["assemble", "fit_machine", "fit_reference", "machine_groups"]
+
+_BATCH = 16
+_PATCHES_OF = 4  # clips of a machine, evenly spread, whose batches lend patches to explanations
+_HEADERS = 100  # of a machine's files that are read for the card
+
+
+def assemble(
+    clips: Sequence[ClipMeta],
+    config: SystemConfig,
+    networks: dict[str, Any],
+    labels: LabelSpace | None,
+    held_out: frozenset[Path],
+    reader: ClipReader,
+    *,
+    workers: int,
+    progress: Progress,
+    failures: list[Failure],
+) -> Detector:
+    """Embed the normal clips, fit scorers and calibration a machine each.
+
+    `networks` by machine, or one by the name `SHARED`; clips in `held_out` are new to them. Clips that cannot be read
+    are left out and appended to `failures`.
+    """
+    views = Views(config, networks)
+    order = [list(range(at, min(at + _BATCH, len(clips)))) for at in range(0, len(clips), _BATCH)]
+    rows: dict[int, dict[str, NDArray[np.float32]]] = {}
+    lengths: dict[int, float] = {}
+    groups = machine_groups(clips)
+    group_of = {place: name for name, members in groups.items() for place in members}
+    builder = ProfileBuilder(LogMel(config.audio.rate, config.mel))
+    # patches of an encoder are large, and a few clips of each machine tell what is normal of them
+    asked = {place for members in groups.values() for place in members[:: -(-len(members) // _PATCHES_OF)]}
+    rebuilds = config.kind == "reconstructive"
+    progress.start("embedding normal clips", len(clips))
+    for batch in load_batches(clips, order, reader, None, workers=workers, failures=failures):
+        machines_of = [group_of[place] for place in batch.place.tolist()]
+        seen = views(batch, machines_of, reasons=rebuilds or bool(asked & set(batch.place.tolist())))
+        for view, array in seen.embeddings.items():
+            for place, row in zip(batch.place.tolist(), array, strict=True):
+                rows.setdefault(place, {})[view] = row
+        builder.add(machines_of, batch, seen.errors, seen.error_maps, seen.patches)
+        lengths |= zip(batch.place.tolist(), (batch.lengths / config.audio.rate).tolist(), strict=True)
+        progress.step(len(rows))
+    machines: dict[str, MachineDetector] = {}
+    profiles = builder.profiles()
+    for name, members in groups.items():
+        mine = [place for place in members if place in rows]
+        machines[name] = fit_machine(
+            name,
+            [clips[place] for place in mine],
+            {view: np.stack([rows[place][view] for place in mine]) for view in views.names},
+            profiles[name],
+            config,
+            labels,
+            held_out,
+        )
+        warning = machines[name].calibration.warning()
+        if warning:
+            progress.say(f"{name}: {warning}")
+        if labels is not None and len(machines[name].calibration.scores) == len(mine):
+            progress.say(
+                f"{name}: too few clips could be held out of training, so the threshold rests on clips that the "
+                "network knows; expect more false alarms than asked for"
+            )
+    facts = {
+        "offkey": offkey.__version__,
+        "python": platform.python_version(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hours": round(sum(lengths.values()) / 3600, 4),
+        "clips": {name: len(known.clips) for name, known in machines.items()},
+        "recordings": {
+            name: _recordings([clips[place] for place in rows], [lengths[place] for place in rows])
+            for name, rows in (
+                (name, [place for place in members if place in lengths]) for name, members in groups.items()
+            )
+        },
+    }
+    return Detector(config, machines, networks, labels, facts=facts)
+
+
+def _recordings(clips: Sequence[ClipMeta], seconds: Sequence[float]) -> dict[str, Any]:
+    """What the card tells of a machine's normal clips; sampling rates are read from the headers of some of them."""
+    headers = [read_header(clip.path) for clip in clips[:: max(1, len(clips) // _HEADERS)]]
+    values: dict[str, set[str]] = {}
+    for clip in clips:
+        for name, value in clip.attributes:
+            values.setdefault(name, set()).add(value)
+    return {
+        "minutes": round(sum(seconds) / 60, 2),
+        "shortest": round(min(seconds), 3),
+        "longest": round(max(seconds), 3),
+        "rates": dict(sorted(Counter(str(header[0]) for header in headers if header is not None).items())),
+        "attributes": {name: len(found) for name, found in values.items()},
+    }
+
+
+def machine_groups(clips: Sequence[ClipMeta]) -> dict[str, list[int]]:
+    """Clips by machine, or by machine and section where a machine has several sections."""
+    sections: dict[str, set[str]] = {}
+    for clip in clips:
+        sections.setdefault(clip.machine, set()).add(clip.section)
+    groups: dict[str, list[int]] = {}
+    for number, clip in enumerate(clips):
+        key = clip.machine if len(sections[clip.machine]) == 1 else f"{clip.machine}/{clip.section}"
+        groups.setdefault(key, []).append(number)
+    return dict(sorted(groups.items()))
+
+
+def fit_machine(
+    name: str,
+    clips: Sequence[ClipMeta],
+    embeddings: dict[str, NDArray[np.float32]],
+    profile: Profile,
+    config: SystemConfig,
+    labels: LabelSpace | None,
+    held_out: frozenset[Path] = frozenset(),
+) -> MachineDetector:
+    """Scorers on all normal clips of one machine, and a calibration in which no clip meets a scorer that knows it.
+
+    `held_out` are the clips that the network did not learn from.
+    """
+    return fit_reference(
+        name,
+        [clip.path.name for clip in clips],
+        [clip.domain.value for clip in clips],
+        [labels.encode(clip)[0] if labels is not None else -1 for clip in clips],
+        embeddings,
+        profile,
+        config,
+        np.array([clip.path in held_out for clip in clips]),
+        config.calibration.false_alarm_rate,
+    )
+
+
+def fit_reference(
+    name: str,
+    clips: Sequence[str],
+    domains: Sequence[str],
+    identities: Sequence[int],
+    embeddings: Mapping[str, NDArray[np.float32]],
+    profile: Profile,
+    config: SystemConfig,
+    fresh: NDArray[np.bool_],
+    rate: float,
+) -> MachineDetector:
+    """What a machine's detector is of its normal clips: (N,) names, domains, identities, and a view each (N, D).
+
+    A network finds the clips that it was trained on too ordinary. Where enough clips are `fresh` (N,), held out of
+    its training, the threshold for a false-alarm `rate` and the scales on which scores are blended rest on their
+    cross-fitted scores alone; otherwise on those of all clips.
+    """
+    references = {view: Reference(array, domain=domains, identity=identities) for view, array in embeddings.items()}
+    entries = config.scoring.scorers
+    settings = config.calibration
+    parts = np.empty((len(clips), len(entries)))
+    scorers = []
+    for number, entry in enumerate(entries):
+        build = partial(build_scorer, entry.scorer, config.seed)
+        parts[:, number] = cross_fit(build, references[entry.view], settings.folds, seed=config.seed)
+        scorers.append(build().fit(references[entry.view]))
+    if fresh.sum() < clips_needed(rate):
+        fresh = np.ones(len(clips), dtype=bool)
+    blended = range(len(entries)) if len(config.scoring.voters) > 1 else ()
+    quantiles = tuple(NormalQuantile.of(parts[fresh, number]) for number in blended)
+    scores = blend(parts, quantiles, [entry.weight for entry in entries])
+    told = np.array(domains)[fresh]
+    apart = settings.each_domain and set(told.tolist()) == {Domain.SOURCE.value, Domain.TARGET.value}
+    return MachineDetector(
+        name=name,
+        clips=tuple(clips),
+        domains=tuple(domains),
+        identities=tuple(identities),
+        embeddings=dict(embeddings),
+        scorers=tuple(scorers),
+        quantiles=quantiles,
+        calibration=Calibration(scores[fresh], settings.method, rate, told if apart else None),
+        profile=profile,
+        cross_fitted=parts,
+        fresh=fresh,
+    )
