@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from offkey.scoring.base import ScoringError
+from offkey.scoring.base import ScorerOptions, ScoringError
 from offkey.scoring.nearest import Metric, blocks, distances, k_smallest, nearest_others
 
-__all__ = ["Bank", "Index", "split_parts"]
+__all__ = ["Bank", "BankOptions", "Index", "split_parts"]
 
 Index = Literal["exact", "approximate"]
 
@@ -31,6 +32,25 @@ _LOOKED_THROUGH = 0.1  # of a pool
 _SEED = 20250
 _QUERIES = 16  # at a time: faiss measures larger batches in another way, and a clip's score must not heed its company
 _GATHER_BYTES = 64 * 2**20
+
+
+class BankOptions(ScorerOptions):
+    """What scorers that search among references have in common."""
+
+    smote_ratio: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="fill smaller domains up to this share of the largest; 0.2 is usual"
+    )
+    smote_k: int = Field(default=2, ge=1, description="neighbours between which SMOTE draws")
+    parts: int = Field(
+        default=1,
+        ge=0,
+        description="equal parts of the embedding, each judged by itself and the scores summed; 0: as many as the "
+        "model says (a band of a layer each in a retrieval system)",
+    )
+    index: Index = Field(
+        default="exact", description="exact search, or approximate for very many references (extra `index`)"
+    )
+    standardise: bool = Field(default=False, description="z-score every feature on the reference first")
 
 
 class Bank:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from offkey.scoring.bank import Bank, Index, split_parts
-from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions
+from offkey.scoring.bank import Bank, BankOptions, split_parts
+from offkey.scoring.base import Query, Reference, Scorer
 from offkey.scoring.nearest import prepare
 from offkey.scoring.neighbours import smote
 from offkey.scoring.standardise import Standardise
@@ -28,7 +28,7 @@ __all__ = ["Density", "DensityOptions", "smallest_distance"]
 _ALPHA = {"ratio": 0.0, "difference": 1.0, "variance": 0.0, "log-variance": 0.0}
 
 
-class DensityOptions(ScorerOptions):
+class DensityOptions(BankOptions):
     """Options of `Density`."""
 
     name: Literal["density"] = "density"
@@ -44,20 +44,6 @@ class DensityOptions(ScorerOptions):
     k: int = Field(default=4, ge=1, description="neighbours for b among all references, or in an unknown domain")
     k_source: int = Field(default=16, ge=1, description="neighbours for b in the source domain (among = domain)")
     k_target: int = Field(default=9, ge=1, description="neighbours for b in the target domain (among = domain)")
-    smote_ratio: float = Field(
-        default=0.0, ge=0.0, le=1.0, description="fill smaller domains up to this share of the largest; 0.2 is usual"
-    )
-    smote_k: int = Field(default=2, ge=1, description="neighbours between which SMOTE draws")
-    parts: int = Field(
-        default=1,
-        ge=0,
-        description="equal parts of the embedding, each judged by itself and the scores summed; 0: as many as the "
-        "model says (a band of a layer each in a retrieval system)",
-    )
-    index: Index = Field(
-        default="exact", description="exact search, or approximate for very many references (extra `index`)"
-    )
-    standardise: bool = Field(default=False, description="z-score every feature on the reference first")
 
 
 class Density(Scorer):
@@ -188,11 +174,11 @@ class Density(Scorer):
         self._standardise = Standardise.restore(arrays)
         points = arrays["points"]
         columns = split_parts(points.shape[1], options.parts, self.name)
-        # one part had one column less in offkey 0.1
-        self._local_mean = arrays["local_mean"].reshape(len(points), len(columns))
+        self._local_mean = arrays["local_mean"]
         self._alpha = arrays["alpha"]
         self._sizes = np.array([len(points)]) if options.index == "exact" else arrays["sizes"]
-        if self._alpha.shape != (len(columns),) or int(self._sizes.sum()) != len(points):
+        shapes = self._local_mean.shape, self._alpha.shape
+        if shapes != ((len(points), len(columns)), (len(columns),)) or int(self._sizes.sum()) != len(points):
             raise ValueError("its arrays do not fit together")
         self._banks = [Bank(points[:, part], options.metric, options.index, self._sizes) for part in columns]
 

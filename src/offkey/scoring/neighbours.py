@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from offkey.scoring.bank import Bank, Index, split_parts
-from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions
+from offkey.scoring.bank import Bank, BankOptions, split_parts
+from offkey.scoring.base import Query, Reference, Scorer
 from offkey.scoring.nearest import nearest_others, prepare
 from offkey.scoring.standardise import Standardise
 
 __all__ = ["Neighbours", "NeighboursOptions", "smote"]
 
 
-class NeighboursOptions(ScorerOptions):
+class NeighboursOptions(BankOptions):
     """Options of `Neighbours`."""
 
     name: Literal["neighbours"] = "neighbours"
@@ -34,23 +34,6 @@ class NeighboursOptions(ScorerOptions):
         default=False,
         description="z-score each domain's distances by its own leave-one-out ones before the minimum",
     )
-    smote_ratio: float = Field(
-        default=0.0,
-        ge=0.0,
-        le=1.0,
-        description="fill smaller domains up to this share of the largest; 0.2 is usual",
-    )
-    smote_k: int = Field(default=2, ge=1, description="neighbours between which SMOTE draws")
-    parts: int = Field(
-        default=1,
-        ge=0,
-        description="equal parts of the embedding, each judged by itself and the scores summed; 0: as many as the "
-        "model says (a band of a layer each in a retrieval system)",
-    )
-    index: Index = Field(
-        default="exact", description="exact search, or approximate for very many references (extra `index`)"
-    )
-    standardise: bool = Field(default=False, description="z-score every feature on the reference first")
 
 
 class Neighbours(Scorer):
@@ -139,11 +122,10 @@ class Neighbours(Scorer):
         self._standardise = Standardise.restore(arrays)
         points, self._sizes = arrays["points"], arrays["sizes"]
         columns = split_parts(points.shape[1], self.options.parts, self.name)
-        if int(self._sizes.sum()) != len(points):
-            raise ValueError("its arrays do not fit together")
-        # one part had one column less in offkey 0.1
+        self._centre, self._scale = arrays["centre"], arrays["scale"]
         shape = (len(self._sizes), len(columns))
-        self._centre, self._scale = arrays["centre"].reshape(shape), arrays["scale"].reshape(shape)
+        if {self._centre.shape, self._scale.shape} != {shape} or int(self._sizes.sum()) != len(points):
+            raise ValueError("its arrays do not fit together")
         self._points = [np.ascontiguousarray(points[:, part]) for part in columns]
         self._banks = self._build()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from offkey.models.config import RetrievalConfig
 from offkey.models.retrieval import Retrieval
-from offkey.scoring import DensityOptions, NeighboursOptions
+from offkey.scoring.bank import BankOptions
 from offkey.systems.config import ScoringConfig, SystemConfig
 from offkey.systems.network import Network, pretrained_encoder, retrieval_network
 
@@ -32,7 +32,7 @@ def settle_parts(config: SystemConfig, network: Network | None) -> SystemConfig:
     entries = []
     for entry in config.scoring.scorers:
         scorer = entry.scorer
-        if isinstance(scorer, DensityOptions | NeighboursOptions) and scorer.parts == 0:
+        if isinstance(scorer, BankOptions) and scorer.parts == 0:
             says = network.parts if entry.view == "network" and isinstance(network, Retrieval) else 1
             entry = entry.model_copy(update={"scorer": scorer.model_copy(update={"parts": says})})
         entries.append(entry)
