@@ -264,7 +264,7 @@ class Detector:
     def _asked(self, key: str, seen: Seen) -> Asked:
         """What the map of a clip of the machine `key` can be made from."""
         network = self.networks.get(SHARED, self.networks.get(key))
-        rate = getattr(getattr(network, "encoder", None), "rate", self.config.audio.rate)
+        encoder: Any = getattr(network, "encoder", None)  # there is one where there are patches
 
         def score(waveforms: NDArray[np.float32]) -> NDArray[np.float64]:
             import torch
@@ -278,7 +278,7 @@ class Detector:
         return Asked(
             error_map=None if seen.error_maps is None else seen.error_maps[0].astype(np.float64),
             frame_error=None if seen.errors is None else seen.errors[0].astype(np.float64),
-            patches=None if seen.patches is None else PatchGrid(seen.patches[0], (0.0, rate / 2)),
+            patches=None if seen.patches is None else PatchGrid(seen.patches[0], encoder.span),
             score=score,
         )
 

@@ -1,4 +1,5 @@
 import importlib.util
+import math
 import os
 from pathlib import Path
 
@@ -155,3 +156,12 @@ def test_what_is_shorter_than_a_frame_is_refused():
     with pytest.raises(ClipTooShortError, match="399 samples"):
         kaldi_fbank(torch.zeros(2, 399))
     assert issubclass(ClipTooShortError, OffkeyError)
+
+
+def test_a_tone_lies_in_the_filter_that_its_place_in_the_span_says():
+    low, high = (1127.0 * math.log1p(hertz / 700.0) for hertz in fbank.SPAN)
+    seconds = torch.arange(fbank.RATE) / fbank.RATE
+    for part in (0.4, 0.6, 0.9):
+        hertz = 700.0 * math.expm1((low + part * (high - low)) / 1127.0)
+        heard = kaldi_fbank(torch.sin(2 * math.pi * hertz * seconds)[None])[0]
+        assert abs(int(heard.mean(0).argmax()) - part * heard.shape[1]) <= 1

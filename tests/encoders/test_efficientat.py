@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,14 @@ def test_the_shortest_clip_is_the_published_codes():
 
 def test_ten_seconds_are_32_patches():
     assert EfficientAT().patch_counts(torch.tensor([320000, 32000, 10240, 10241])).tolist() == [32, 4, 1, 2]
+
+
+@torch.no_grad()
+def test_a_tone_lies_in_the_filter_that_its_place_in_the_span_says():
+    encoder = EfficientAT()
+    low, high = (1127.0 * math.log1p(hertz / 700.0) for hertz in encoder.span)
+    seconds = torch.arange(encoder.rate) / encoder.rate
+    for part in (0.2, 0.5, 0.9):
+        hertz = 700.0 * math.expm1((low + part * (high - low)) / 1127.0)
+        heard = encoder.front(torch.sin(2 * math.pi * hertz * seconds)[None], None).squeeze()
+        assert abs(int(heard.mean(-1).argmax()) - part * encoder.settings.n_mels) <= 1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from offkey.types import Float, Int, OffkeyError
 
-__all__ = ["FRAME", "HOP", "RATE", "ClipTooShortError", "frames", "kaldi_fbank", "mel_bank"]
+__all__ = ["FRAME", "HOP", "RATE", "SPAN", "ClipTooShortError", "frames", "kaldi_fbank", "mel_bank"]
 
 RATE = 16000
 """Samples a second that the filter bank is made for."""
@@ -24,9 +24,10 @@ FRAME = 400
 HOP = 160
 """Samples from one frame to the next."""
 BANDS = 128
+SPAN = 20.0, RATE / 2
+"""Lowest and highest hertz of the mel filters."""
 
 _FFT = 512
-_LOWEST, _HIGHEST = 20.0, RATE / 2
 _PRE_EMPHASIS = 0.97
 _FLOOR = torch.finfo(torch.float32).eps
 _GROUP = 32  # bands whose filters are summed together
@@ -48,7 +49,7 @@ def frames(lengths: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
 
 def mel_bank() -> Float[Tensor, "128 257"]:
     """Triangular filters (128, 257) from power bins to mel bands, peak 1, mel = 1127 ln(1 + f / 700)."""
-    lowest, highest = (1127.0 * math.log(1.0 + f / 700.0) for f in (_LOWEST, _HIGHEST))
+    lowest, highest = (1127.0 * math.log(1.0 + f / 700.0) for f in SPAN)
     step = (highest - lowest) / (BANDS + 1)
     # Python floats meet float32 tensors in the same places as in the original: the bits of the filters depend on it.
     band = torch.arange(BANDS)[:, None]

@@ -41,6 +41,8 @@ class Encoder(nn.Module, ABC):
     dimension: int
     bands: int
     """Patches along frequency."""
+    span: tuple[float, float]
+    """Lowest and highest hertz of its filter bank; `bands` are equal parts of it on HTK's mel scale."""
     depth: int
     """Layers whose output can be asked for, numbered 1 (nearest to the input) to `depth` (the last)."""
     patch_seconds: float

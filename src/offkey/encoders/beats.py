@@ -240,6 +240,7 @@ class Beats(Encoder):
         self.rate = fbank.RATE
         self.dimension = width
         self.bands = fbank.BANDS // patch
+        self.span = fbank.SPAN
         self.depth = a.encoder_layers
         self.patch_seconds = patch * fbank.HOP / fbank.RATE
         self.patch_offset = (fbank.FRAME + (patch - 1) * fbank.HOP) / 2 / fbank.RATE

@@ -98,6 +98,7 @@ class EfficientAT(Encoder):
         self.patch_offset = 0.0  # every stride starts from the first column, and frame 0 is centred on the first sample
         self.shortest = settings.n_fft // 2 + 2
         self.bands = -(-settings.n_mels // _SHRINK)
+        self.span = settings.f_min, settings.f_max
 
         self.front = _LogMel(settings)
         channels = _scaled(_STEM, settings.width_mult)
