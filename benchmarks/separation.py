@@ -111,6 +111,32 @@ def examine(separator: Separator, mixtures: Sequence[Mixture]) -> dict[str, Any]
     }
 
 
+def within_reach(mixtures: Sequence[Mixture], n_fft: int) -> dict[str, float]:
+    """Mean SI-SNR gain, dB, of two filters that know the truth, with frames of `n_fft` samples.
+
+    `spectra_db`: one gain a frequency and clip, from the mean power of foreground and background over the clip
+    (Wiener's filter): what can be done about two steady noises. `mask_db`: one gain a frequency and frame, which
+    knows how the noise falls in each.
+    """
+    window = torch.hann_window(n_fft).sqrt()
+
+    def analyse(wave: torch.Tensor) -> torch.Tensor:
+        return torch.stft(wave, n_fft, n_fft // 4, window=window, return_complex=True)
+
+    gains: dict[str, list[float]] = {"spectra_db": [], "mask_db": []}
+    for mixture in mixtures:
+        front, back = torch.from_numpy(mixture.foreground), torch.from_numpy(mixture.background)
+        powers = [analyse(wave).abs().square() for wave in (front, back)]
+        for name, (own, other) in {
+            "spectra_db": [power.mean(1, keepdim=True) for power in powers],
+            "mask_db": powers,
+        }.items():
+            filtered = analyse(front + back) * (own / (own + other + 1e-12))
+            found = torch.istft(filtered, n_fft, n_fft // 4, window=window, length=len(front))
+            gains[name].append(float(si_snr(found, front) - si_snr(front + back, front)))
+    return {name: float(np.mean(values)) for name, values in gains.items()}
+
+
 def seconds_a_step(recipe: SeparationRecipe, steps: int = 3) -> float:
     """How long a step takes on lessons of noise; the first one does not count."""
     task = SeparationTask(Separator(recipe.separator), recipe).train()
@@ -194,6 +220,7 @@ def main() -> None:
         "budget_minutes": given.minutes,
         "snr_range_db": limits,
         "seconds_a_step": step,
+        "within_reach": {size: within_reach(mixtures, size) for size in (1024, 2048, 4096)},
     }
     for mode in given.modes.split(","):
         # lessons with a teacher take about half as long again; held-out mixtures are judged once an epoch
