@@ -374,8 +374,6 @@ class Step:
     kills: int = 0
 
 
-FIRST_SHOT = 2023
-"""The first year that `offkey reproduce` knows."""
 SPOTS = (
     *(f"stages/{stage}" for stage in ("data", "weights", "separator")), "runs/.*-seed0/manifest", "runs/.*run",
     *(f"stages/{stage}" for stage in ("runs", "metric", "tables", "audit")),
@@ -384,7 +382,7 @@ SPOTS = (
 
 
 def way(year: int, machines: str, mirror: str, systems: Sequence[str], both: bool = True) -> list[Step]:
-    """From download to judged submission. Reproduced are the years that have first-shot rules, by `reproduce`."""
+    """From download to judged submission; `both` parts of the year are reproduced, or the evaluation set alone."""
     name, catalog = f"dcase{year}", ("--catalog", "../site/catalog.json")
     data = f"data/{name}t2"
     labels = [f"D_U_task2_{number}" for number in range(1, len(systems) + 1)]
@@ -394,8 +392,6 @@ def way(year: int, machines: str, mirror: str, systems: Sequence[str], both: boo
               r"rename .*\.wav$", r"rename .*fetched\.json$"), 40),
         Step("check", ("data", "check", data)),
     ]  # fmt: skip
-    if year < FIRST_SHOT:
-        return steps + _before_first_shot(year, data, systems, labels, mirror, catalog)
     given = [word for system in systems for word in (("--variant", system) if "=" in system else ())]
     plain = ",".join(system for system in systems if "=" not in system)
     known = {machine.lower() for machine in machines.split(",")}
@@ -419,29 +415,6 @@ def way(year: int, machines: str, mirror: str, systems: Sequence[str], both: boo
 def _judged(label: str, data: str, year: int) -> Step:
     given = ("--scores", f"package/task2/{label}", "--truth", f"{data}/truth", "--year", year, "--bootstrap", 0)
     return Step(f"evaluate {label}", ("evaluate", *given, "--json"))
-
-
-def _before_first_shot(
-    year: int, data: str, systems: Sequence[str], labels: Sequence[str], mirror: str, catalog: tuple[str, str]
-) -> list[Step]:
-    """Years before first-shot rules: `fit` and `evaluate` on the evaluation half take the place of `reproduce`."""
-    steps, runs = [], []
-    for text in systems:
-        name, _, settings = text.partition("=")
-        system, *changes = settings.split() or [name]
-        runs.append(f"runs/{name}")
-        given = [word for change in changes for word in ("--set", change)]
-        steps += [
-            Step(f"fit {name}", ("fit", f"{data}/eval_data", "--system", system, *given, "--workers", 0, "--out",
-                                 runs[-1]), (r"rename .*/manifest\.json$",), 20),
-            Step(f"score {name}", ("evaluate", runs[-1], f"{data}/eval_data", "--workers", 0),
-                 (r"rename .*/evaluation\.json$",), 20),
-        ]  # fmt: skip
-    given = [word for text in labels for word in ("--label", text)]
-    steps.append(Step("submit", ("submit", *runs, "--out", "package", *given), kills=60))
-    truth = ("data", "truth", f"dcase{year}", "--root", "data", "--mirror", mirror, *catalog)
-    steps.append(Step("truth", truth, kills=60))
-    return steps + [_judged(label, data, year) for label in labels]
 
 
 def _machines(experiment: str) -> tuple[str, ...]:

@@ -103,12 +103,13 @@ def benchmark(
     progress.start("runs", len(plan))
     for number, (entry, seed) in enumerate(plan):
         folder = out / f"{entry.name}-seed{seed}"
-        note = f"{folder.name}: failed"
+        note = ""
         try:
             runs.append(_run(folder, entry, seed, source, overrides, groups, workers))
             note = f"{folder.name}: {100 * runs[-1].result.official_score:.1f} %"
         except BenchmarkError as error:
             failures.append(f"{folder.name}: {error}")
+            note = f"{folder.name}: {'scored, no labels' if (folder / RECORD).is_file() else 'failed'}"
         if runs:
             write_tables(runs, out)
         progress.step(number + 1, note)

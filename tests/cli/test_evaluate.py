@@ -48,6 +48,17 @@ def test_people_get_a_table_in_percent_and_the_next_command(
     assert result["interval"] is None
 
 
+def test_2020_has_arithmetic_means(offkey: Callable[..., Any], tmp_path: Path) -> None:
+    for machine, anomalous in (("fan", (2, 3)), ("pump", (0.5, 3))):
+        rows = [f"normal_id_00_0000000{n}.wav,{n}" for n in (0, 1)]
+        rows += [f"anomaly_id_00_0000000{n}.wav,{score}" for n, score in enumerate(anomalous)]
+        (tmp_path / f"anomaly_score_{machine}_id_00.csv").write_text("\n".join(rows) + "\n")
+    said = offkey("evaluate", "--scores", tmp_path, "--year", 2020, "--bootstrap", 0)
+    row = next(line for line in said.out.splitlines() if "mean" in line)
+    assert row.split()[1:4] == ["arithmetic", "mean", "│"]
+    assert "87.5" in row  # of 100 and 75
+
+
 def test_evaluating_again_gives_the_same(offkey: Callable[..., Any], model: Path, small_set: Path) -> None:
     first = offkey("evaluate", model, small_set, "--json", "--bootstrap", 20).out
     kept = (model / "evaluation" / "scores.csv").read_bytes()

@@ -13,6 +13,7 @@ import pytest
 
 import offkey.benchmarking as benchmarking
 from offkey.cli.app import run
+from offkey.data.synthetic.years import YearConfig, write_year
 
 Call = Callable[..., Any]
 
@@ -80,6 +81,11 @@ def test_a_dry_run_without_data_says_how_to_get_it(offkey: Call, tmp_path: Path)
     assert said.code == 0
     assert "offkey data fetch dcase2024" in said.out
     assert "clips usual" in said.out
+    assert "clips a section: 990 + 10 for training and 200 for test" in said.out
+    old = offkey("reproduce", "evaluation2020", "--root", tmp_path / "none", "--systems", "baseline", "--dry-run").out
+    assert "ToyConveyor (04 05 06)" in old
+    assert "offkey data fetch dcase2020" in old
+    assert "organisers of 2020" in old
     assert offkey("reproduce", "dcase2024", "--root", tmp_path / "none", "--systems", "baseline", "--out",
                   tmp_path / "run").code == 2  # fmt: skip
 
@@ -104,6 +110,46 @@ def test_an_evaluation_set_goes_all_the_way(offkey: Call, here: None, root: Path
     }
     assert ours["logmel-knn"] == pytest.approx(100 * judged["official_score"])
     assert offkey("submit", out, "--out", tmp_path / "other", "--seed", 3).err.count("has no run with seed 3; it has 0")
+
+
+@pytest.mark.parametrize(
+    ("year", "files"),
+    [
+        (2020, {"anomaly_score_fan_id_01.csv", "anomaly_score_fan_id_03.csv"}),
+        (2021, {f"{kind}_fan_section_0{section}_{domain}_test.csv" for kind in ("anomaly_score", "decision_result")
+                for section in (3, 4) for domain in ("source", "target")}),
+        (2022, {f"{kind}_fan_section_0{section}_test.csv" for kind in ("anomaly_score", "decision_result")
+                for section in (3, 4)}),
+    ],
+)  # fmt: skip
+def test_a_year_with_several_sections_goes_all_the_way(
+    offkey: Call, here: None, year: int, files: set[str], tmp_path: Path
+) -> None:
+    small = YearConfig(machines=("fan",), train_source=3, train_target=1, test_per_group=1, seconds=2.0, rate=8000)
+    mini = write_year(tmp_path / "mini", year, small)
+    root = mini.folder.rename(tmp_path / "data")  # its name tells no year
+    out, package, truth = tmp_path / "run", tmp_path / "package", tmp_path / "truth" / f"dcase{year}t2" / "truth"
+    command = ["reproduce", f"evaluation{year}", "--root", root, "--machines", "fan", "--systems", "loudness",
+               "--bootstrap", 0, "--workers", 0, "--out", out]  # fmt: skip
+    plan = offkey(*command, "--dry-run", "--json").json
+    assert (plan["counts"]["train"], plan["counts"]["test"], plan["missing"]) == (8, 8, [])
+    assert len(plan["sections"]) == 3
+    assert "scores without a metric: loudness-seed0" in offkey(*command).out
+    assert offkey("submit", out, "--out", package, "--label", "D_U_task2_1").code == 0
+    folder = package / "task2" / "D_U_task2_1"
+    assert {path.name for path in folder.glob("*.csv")} == files
+    assert offkey("data", "truth", f"dcase{year}", "--root", tmp_path / "truth", "--from", mini.truth).code == 0
+    judged = offkey("evaluate", "--scores", folder, "--truth", truth, "--year", year, "--bootstrap", 0, "--json").json
+    said = offkey(*command, "--truth", truth)
+    assert "fan/03" in said.out
+    assert f"{'arithmetic' if year == 2020 else 'harmonic'} mean, recomputed" in said.out
+    assert {2020: "AUC / pAUC.", 2021: "pAUC source / pAUC target.", 2022: "AUC target / pAUC."}[year] in said.out
+    table = offkey(*command, "--truth", truth, "--json").json["table"]
+    ours = {(row["machine"], row["metric"]): row["percent"] for row in table}
+    assert ours["", "official_score"] == pytest.approx(100 * judged["official_score"])
+    for section, values in judged["machines"]["fan"]["sections"].items():
+        for metric, value in values.items():
+            assert ours[f"fan/{section}", metric] == pytest.approx(100 * value)
 
 
 def test_missing_data_is_fetched_by_the_command_that_is_told(

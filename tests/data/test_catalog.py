@@ -44,6 +44,16 @@ def test_names_of_a_year(name):
     assert dataset(name) is CATALOG["dcase2025"]
 
 
+def test_parts_of_a_year_have_no_machine_and_section_in_common():
+    for year in CATALOG.values():
+        dev, hidden, more = ({(m, s) for m in year.machines(p) for s in year.sections(m, p)} for p in PARTS)
+        assert hidden == more
+        assert not dev & hidden
+    assert CATALOG["dcase2020"].sections("ToyConveyor", "eval") == ("04", "05", "06")
+    assert CATALOG["dcase2021"].sections("fan", "dev") == ("00", "01", "02")
+    assert CATALOG["dcase2026"].sections("Sander", "additional") == ("00",)
+
+
 def test_some_machines_and_parts():
     year = CATALOG["dcase2025"]
     assert [a.file for a in chosen(year, ["FAN", "ToyPet"], ["dev", "eval"])] == [

@@ -104,6 +104,11 @@ def break_table(root: Path) -> None:
     (root / "fan/attributes_00.csv").unlink()
 
 
+def break_section(root: Path) -> None:
+    """A second section, whose table is not there; that of the first is."""
+    write(root / "fan/train/section_01_source_train_normal_0000_spd_0.wav", 55)
+
+
 def break_rate(root: Path) -> None:
     write(root / TRAIN, 51, rate=22050)
 
@@ -153,6 +158,7 @@ def break_hidden(root: Path) -> None:
         (break_row, "warning", "file-without-row"),
         (break_file, "warning", "row-without-file"),
         (break_table, "warning", "no-table"),
+        (break_section, "warning", "no-table"),
         (break_rate, "warning", "mixed-rate"),
         (break_low_rate, "warning", "low-rate"),
         (break_channels, "warning", "mixed-channels"),

@@ -11,6 +11,7 @@ from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from offkey.evaluation import PROTOCOLS, EvaluationError, Result, ScoredClip, choose_protocol, evaluate
 from offkey.evaluation.bootstrap import resamples
+from offkey.evaluation.protocol import lacks
 from offkey.types import Condition, Domain, OffkeyError
 
 SOURCE, TARGET, UNKNOWN = Domain.SOURCE, Domain.TARGET, Domain.UNKNOWN
@@ -131,8 +132,13 @@ def test_a_machine_without_what_is_needed_is_named_and_left_out():
     alone = evaluate([c for c in clips if c.machine == "fan"], PROTOCOLS["dcase2025"], bootstrap=0)
     assert result.official_score == alone.official_score
 
+    assert lacks(clips, PROTOCOLS["dcase2025"]) == result.left_out
+
     with pytest.raises(EvaluationError, match="pump: no anomalous"):
         evaluate([c for c in clips if c.machine == "pump"], PROTOCOLS["dcase2025"])
+    silent = [replace(c, condition=Condition.UNKNOWN) for c in clips if c.machine != "pump"]
+    with pytest.raises(EvaluationError, match=r"dcase2025\. bearing and 4 more: the condition of none[^:]*$"):
+        evaluate(silent, PROTOCOLS["dcase2025"])
 
 
 def test_a_section_without_anomalies_is_named():

@@ -19,11 +19,19 @@ Planned = Callable[..., Plan]
 
 def test_every_year_has_both_parts_and_table1_is_the_development_set_of_2025() -> None:
     assert set(EXPERIMENTS) == {
-        "table1", *(f"dcase{year}" for year in range(2023, 2027)), *(f"evaluation{year}" for year in range(2023, 2027))
+        "table1", *(f"dcase{year}" for year in range(2020, 2027)), *(f"evaluation{year}" for year in range(2020, 2027))
     }  # fmt: skip
     assert experiment("table1").machines == experiment("dcase2025").machines
     for entry in EXPERIMENTS.values():
-        assert not set(entry.machines) & set(entry.others)
+        assert not set(entry.units) & set(entry.others)
+        others = {unit.machine for unit in entry.others}
+        if entry.year >= 2023:  # first shot
+            assert not set(entry.machines) & others
+            assert len(entry.units) == len(entry.machines)
+        else:
+            assert set(entry.machines) == others
+    assert len(experiment("dcase2020").units) == 23
+    assert len(experiment("evaluation2020").units) == len(experiment("evaluation2022").units) - 3 == 18
     with pytest.raises(ReproduceError, match="did you mean evaluation2025"):
         experiment("evaluation205")
 
@@ -69,6 +77,26 @@ def test_clips_are_counted_or_the_years_usual_ones(planned: Planned, tmp_path: P
     usual = count(replace(nowhere, machines=()), [])
     assert usual[:5] == (7000, 0, 700, 0, 1400)
     assert 2.5e9 < usual.bytes < 3.5e9  # 7 machines, 1300 clips of 10 s each
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("dcase2020", (23_000, 18_000, 0, 0, 9_200)),
+        ("evaluation2020", (18_000, 23_000, 0, 0, 7_200)),
+        ("evaluation2021", (21_063, 21_063, 0, 0, 8_400)),
+        ("dcase2022", (21_000, 21_000, 0, 0, 4_200)),
+        ("evaluation2026", (5_000, 7_000, 500, 700, 1_000)),
+    ],
+)
+def test_the_usual_numbers_are_the_years_own(
+    name: str, wanted: tuple[int, ...], planned: Planned, tmp_path: Path
+) -> None:
+    plan = planned(name, root=tmp_path / "none", machines=(), additional=frozenset({"baseline"}))
+    found = count(plan, [])
+    assert found[:5] == wanted
+    assert found.bytes == sum(wanted) * 320_000 * (2 if "2026" in name else 1)
+    assert plan.fetch_parts() == (("dev", "additional") if name.startswith("d") else ("additional", "eval", "dev"))
 
 
 def test_estimates_grow_with_epochs_clips_and_encoder(planned: Planned) -> None:

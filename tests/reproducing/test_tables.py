@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from offkey.evaluation import MachineResult, Result, Run, harmonic_mean
+from offkey.evaluation import PROTOCOLS, MachineResult, Result, Run, harmonic_mean
 from offkey.reproducing import PUBLISHED, compare, experiment
 
 TABLE = experiment("table1")
@@ -74,6 +74,28 @@ def test_means_of_published_rows_are_over_the_machines_shown() -> None:
     rows = {row[0]: row for row in compare("table1", "t", ("fan", "valve"), runs).rows()}
     assert "as printed" not in rows  # these are of seven machines
     assert rows["official score, recomputed"][1] == f"{harmonic_mean((58.72, 50.6, 52.51, 96.68, 79.04, 53.71)):.2f}"
+
+
+@pytest.mark.parametrize(("year", "kind"), [(2020, "arithmetic"), (2021, "harmonic")])
+def test_metrics_and_means_are_those_of_the_year_and_sections_have_rows(year: int, kind: str) -> None:
+    metrics = PROTOCOLS[f"dcase{year}"].metrics
+    sections = {name: dict.fromkeys(metrics, value) for name, value in (("03", 0.4), ("04", 0.8))}
+    fan = MachineResult(dict.fromkeys(metrics, 0.6), sections=sections)
+    pump = MachineResult(dict.fromkeys(metrics, 0.5), sections={"03": dict.fromkeys(metrics, 0.5)})
+    arithmetic, harmonic = dict.fromkeys(metrics, 0.55), dict.fromkeys(metrics, 0.54)
+    found = Result(f"dcase{year}", 0.53, None, {"fan": fan, "pump": pump}, arithmetic, harmonic)
+    table = compare(f"evaluation{year}", "t", ("pump", "fan"), [Run("mine", 0, found)])
+    rows = dict(table.rows())
+    cells = {n: " / ".join([v] * len(metrics)) for n, v in (("pump", "50.0"), ("fan", "60.0"), ("fan/04", "80.0"))}
+    assert list(rows) == ["pump", "fan", "fan/03", "fan/04", f"{kind} mean, recomputed", "official score, recomputed"]
+    assert {name: rows[name] for name in cells} == cells
+    mean = "55.0" if kind == "arithmetic" else "54.0"
+    assert rows[f"{kind} mean, recomputed"] == " / ".join([mean] * len(metrics))
+    assert rows["official score, recomputed"] == "53.0"
+    told = {2020: "AUC / pAUC.", 2021: "AUC source / AUC target / pAUC source / pAUC target."}[year]
+    assert f"Percent: {told}" in table.to_markdown()
+    assert f"Percent: {told}" in table.to_html()
+    assert table.pairs()[0].rows() == table.rows()
 
 
 def test_scorers_alone_have_a_column_where_something_is_published_for_them() -> None:

@@ -80,14 +80,18 @@ def show_result(result: Result, as_json: bool) -> None:
     if as_json:
         print_json(result.to_dict())
         return
+    from offkey.evaluation import PROTOCOLS
+
     metrics = result.metrics
     rows = [
         [name, *(_percent(m.values[key], m.intervals.get(key)) for key in metrics)]
         for name, m in result.machines.items()
     ]
     if len(rows) > 1:
-        means = (_percent(result.harmonic_mean[key], result.mean_intervals.get(f"harmonic.{key}")) for key in metrics)
-        rows.append(["harmonic mean", *means])
+        kind = PROTOCOLS[result.protocol].average  # that of the official score
+        values = result.harmonic_mean if kind == "harmonic" else result.arithmetic_mean
+        means = (_percent(values[key], result.mean_intervals.get(f"{kind}.{key}")) for key in metrics)
+        rows.append([f"{kind} mean", *means])
     print_table(["machine (%)", *(key.replace("_", " ").replace("auc", "AUC") for key in metrics)], rows)
     typer.echo(f"official score ({result.protocol}): {_percent(result.official_score, result.interval)} %")
     for name, alone in result.scorers.items():

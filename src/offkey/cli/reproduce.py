@@ -20,7 +20,7 @@ _GIB = 2**30
 
 def reproduce(
     experiment: Annotated[
-        str, typer.Argument(help="table1; dcase2023 to dcase2026 (development sets); evaluation2023 to evaluation2026.")
+        str, typer.Argument(help="table1; dcase2020 to dcase2026 (development sets); evaluation2020 to evaluation2026.")
     ],
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the data (of `offkey data fetch`).")],
     systems: Annotated[
@@ -38,7 +38,10 @@ def reproduce(
     settings: SetOption = None,
     additional: Annotated[
         str,
-        typer.Option(help="Systems (or `all`) that also learn from the training clips of the year's other machines."),
+        typer.Option(
+            help="Systems (or `all`) that also learn from the training clips of the year's other part: of its machines "
+            "(2020 to 2022: its sections)."
+        ),
     ] = "",
     remix: Annotated[
         str,
@@ -129,6 +132,7 @@ def _do(plan: Plan, fetch: bool, as_json: bool) -> int:
         typer.echo(comparison.title)
         for pair in comparison.pairs():
             print_table(pair.header(), pair.rows())
+        typer.echo(comparison.legend())
         for remark in comparison.remarks:
             typer.echo(remark)
         typer.echo(f"tables: {', '.join(str(plan.out / f'table.{end}') for end in ('md', 'csv', 'html'))}")
@@ -157,7 +161,7 @@ def _tell(plan: Plan, as_json: bool) -> int:
     from offkey.encoders import encoder_class
     from offkey.encoders.weights import WeightsError, find
     from offkey.reproducing.clips import find_clips, lacking
-    from offkey.reproducing.plan import COSTS, count, estimate
+    from offkey.reproducing.plan import COSTS, USUAL, count, estimate
     from offkey.reproducing.stages import STAGES
 
     clips = find_clips(plan)
@@ -188,7 +192,8 @@ def _tell(plan: Plan, as_json: bool) -> int:
     if as_json:
         print_json(
             {
-                "experiment": plan.experiment.name, "machines": list(plan.judged), "seeds": list(plan.seeds),
+                "experiment": plan.experiment.name, "machines": list(plan.judged),
+                "sections": sorted("/".join(unit) for unit in plan.units), "seeds": list(plan.seeds),
                 "stages": [stage.name for stage in STAGES], "missing": missing,
                 "fetch": plan.fetch_command() if missing else None, "weights_missing": absent,
                 "counts": counts._asdict(), "systems": [entry._asdict() for entry in estimates], "total": total,
@@ -196,7 +201,7 @@ def _tell(plan: Plan, as_json: bool) -> int:
             }
         )  # fmt: skip
         return 0
-    typer.echo(f"{plan.experiment.title}: {', '.join(plan.judged)}")
+    typer.echo(f"{plan.experiment.title}: {', '.join(_judged(plan))}")
     typer.echo(f"stages: {', '.join(stage.name for stage in STAGES)}; run folder {plan.out}")
     if missing:
         typer.echo(f"data: not complete ({missing[0]}); {counts.bytes / _GIB:.1f} GiB are to be had with")
@@ -216,6 +221,8 @@ def _tell(plan: Plan, as_json: bool) -> int:
     )  # fmt: skip
     header = ["system", "seeds", "2 cores", "one GPU (estimate)", "memory", "disk"]
     print_table(header, rows, f"estimates, clips {counts.told}")
+    if counts.told == "usual":
+        typer.echo(f"clips a section: {USUAL[plan.experiment.year].origin}")
     typer.echo("All times are estimates; nothing was ever measured on a GPU. Where each number comes from:")
     for part in used:
         typer.echo(
@@ -225,6 +232,12 @@ def _tell(plan: Plan, as_json: bool) -> int:
         complain(f"{free / _GIB:.1f} GiB are free where {plan.out} lies, less than the runs take")
     typer.echo("Nothing was done. The same command without --dry-run starts; killed and started again, it goes on.")
     return 0
+
+
+def _judged(plan: Plan) -> list[str]:
+    """Machines, each with its sections where it has several."""
+    sections = {name: [unit.section for unit in plan.experiment.units if unit.machine == name] for name in plan.judged}
+    return [f"{name} ({' '.join(own)})" if len(own) > 1 else name for name, own in sections.items()]
 
 
 def _hours(seconds: float) -> str:

@@ -41,7 +41,8 @@ def submit(
     """Write score and decision files, checked against the data set, and the meta file with every TODO to be filled."""
     from offkey.evaluation.submission import check_label, write_package
 
-    models = [model for run in runs for model in _models(run, seed)]
+    found = [(model, year or own) for run in runs for model, own in _models(run, seed)]
+    models = [model for model, _ in found]
     if len(models) > MOST:
         names = ", ".join(model.name for model in models)
         raise OffkeyError(f"the challenge takes {MOST} submissions of a team, and these are {len(models)}: {names}")
@@ -52,7 +53,7 @@ def submit(
         raise OffkeyError("two submissions have the same label; count them from 1 to 4")
     for text in labels:
         check_label(text)
-    packages = [_one(model, text, source, year) for model, text in zip(models, labels, strict=True)]  # checked first
+    packages = [_one(model, text, source, rules) for (model, rules), text in zip(found, labels, strict=True)]
     for text, package in zip(labels, packages, strict=True):
         files = write_package(out, text, package.scored, package.meta, package.protocol)
         machines = len({clip.machine for clip in package.scored})
@@ -63,17 +64,17 @@ def submit(
     return 0
 
 
-def _models(run: Path, seed: int | None) -> Sequence[Path]:
-    """The detector itself, or those of one seed in a folder of `offkey reproduce`."""
-    from offkey.reproducing import PLAN, finished_runs
+def _models(run: Path, seed: int | None) -> Sequence[tuple[Path, int | None]]:
+    """The detector itself, or those of one seed in a folder of `offkey reproduce`, with the year that it stands for."""
+    from offkey.reproducing import PLAN, finished_runs, year_of
 
     if not (run / PLAN).is_file():
-        return [run]
+        return [(run, None)]
     found = finished_runs(run)
     if not found:
         raise OffkeyError(f"{run} has no finished run yet; start `offkey reproduce` again")
     chosen = found[0].seed if seed is None else seed
-    models = [entry.folder for entry in found if entry.seed == chosen]
+    models = [(entry.folder, year_of(run)) for entry in found if entry.seed == chosen]
     if not models:
         seeds = ", ".join(sorted({str(entry.seed) for entry in found}))
         raise OffkeyError(f"{run} has no run with seed {chosen}; it has {seeds}")
@@ -92,6 +93,7 @@ class _Package(NamedTuple):
 def _one(model: Path, label: str, source: Path | None, year: int | None) -> _Package:
     """Check what a detector scored against the data set."""
     from offkey.assessment import FOLDER, read_assessment
+    from offkey.data.machines import machine_of
     from offkey.data.source import open_source
     from offkey.detector import Detector, machine_key
     from offkey.evaluation.meta import meta_yaml
@@ -109,7 +111,7 @@ def _one(model: Path, label: str, source: Path | None, year: int | None) -> _Pac
     data = open_source(source if source is not None else Path(kept.facts["source"]))
     scored = [  # a detector of several sections knows its machines as fan/01, the challenge as fan
         ScoredClip(
-            c.file, c.machine.removesuffix(f"/{c.section}"), c.section, c.domain, c.condition, c.score, c.is_anomalous
+            c.file, machine_of(c.machine, c.section), c.section, c.domain, c.condition, c.score, c.is_anomalous
         )
         for c in kept.clips
     ]  # fmt: skip

@@ -102,11 +102,23 @@ class Dataset:
         """
         return tuple(dict.fromkeys(a.machine for a in self.archives if a.part in (parts or PARTS)))
 
+    def sections(self, machine: str, part: Part) -> tuple[str, ...]:
+        """Sections of a machine (2020: machine IDs) in a part of the year; "additional" and "eval" have the same ones.
+
+        >>> CATALOG["dcase2020"].sections("fan", "dev"), CATALOG["dcase2022"].sections("fan", "eval")
+        (('00', '02', '04', '06'), ('03', '04', '05'))
+        """
+        if self.year >= 2023:
+            return ("00",)
+        dev, hidden = ("00 01 02", "03 04 05") if self.year > 2020 else _IDS.get(machine, ("00 02 04 06", "01 03 05"))
+        return tuple((dev if part == "dev" else hidden).split())
+
 
 # 2020 to 2022: names as the organisers' baseline downloads them. 2023 to 2026: records, names and checksums as that
 # baseline and the soundata project list them; those of the 2026 test clips as public systems of that year fetch them.
 _DEV = "ToyCar ToyTrain bearing fan gearbox slider valve"
 _2020 = "ToyCar ToyConveyor fan pump slider valve"
+_IDS = {"ToyCar": ("01 02 03 04", "05 06 07"), "ToyConveyor": ("01 02 03", "04 05 06")}  # 2020: dev, hidden
 _2021 = "ToyCar ToyTrain fan gearbox pump slider valve"
 _2023 = "bandsaw grinder shaker ToyDrone ToyNscale ToyTank Vacuum"
 _2024 = (  # a machine:revision, where its archive was replaced

@@ -332,11 +332,10 @@ def _table_problems(source: Source) -> Iterator[Problem]:
         text = f"{table.name} has {len(names)} rows without a file, such as {names[0]}"
         yield Problem("warning", "row-without-file", text, table.parent.name, (table,))
     if source.year is not None and source.year >= _FIRST_TABLES:
-        told = {table.parent for table in scan.tables}
-        homes = {clip.machine: clip.path.parent.parent for clip in source.clips if clip.split is Split.TRAIN}
-        for machine, home in sorted(homes.items()):
-            if home not in told:
-                text = f"there is no attributes_00.csv in {home}, so settings are read from file names alone"
+        wanted = {(c.machine, c.path.parent.parent, c.section) for c in source.clips if c.split is Split.TRAIN}
+        for machine, home, section in sorted(wanted):
+            if not any(table.parent == home and f"_{section}" in table.name for table in scan.tables):
+                text = f"there is no attributes_{section}.csv in {home}, so settings are read from file names alone"
                 yield Problem("warning", "no-table", text, machine)
     by_machine: dict[str, list[Path]] = defaultdict(list)
     paths = {clip.path: clip.machine for clip in source.clips}

@@ -18,9 +18,9 @@ from typing import NamedTuple
 from offkey.audio.io import AUDIO_SUFFIXES
 from offkey.types import ClipMeta, Condition, Content, Domain, OffkeyError, Split
 
-__all__ = ["ClipName", "DcaseScan", "format_name", "is_dcase", "parse_name", "scan_dcase", "survey_dcase"]
+__all__ = ["SPLITS", "ClipName", "DcaseScan", "format_name", "is_dcase", "parse_name", "scan_dcase", "survey_dcase"]
 
-_SPLITS = {
+SPLITS = {
     "train": Split.TRAIN,
     "test": Split.TEST,
     "source_test": Split.TEST,
@@ -29,6 +29,7 @@ _SPLITS = {
     "supplemental": Split.SUPPLEMENTAL,
     "supplementary": Split.SUPPLEMENTAL,
 }
+"""What the folders of a machine are called, in lower case, and whose clips lie in them."""
 _PREFERENCE = ("test", "source_test", "target_test", "test_rename")  # the same clips may lie in several
 _DEPTH = 7
 _NUMBER = re.compile(r"\d{3,}")
@@ -90,8 +91,8 @@ def parse_name(name: str) -> ClipName | None:
             return ClipName("section", words[1], words[at], domain, split, condition, _pairs(words[at + 1 :]), content)
         if word in ("source", "target"):
             domain = Domain(word)
-        elif word in _SPLITS:
-            split = _SPLITS[word]
+        elif word in SPLITS:
+            split = SPLITS[word]
         elif word in ("normal", "anomaly"):
             condition = Condition(word)
         elif word in _CONTENTS:
@@ -187,7 +188,7 @@ def _machine_folders(root: Path) -> Iterator[tuple[Path, str]]:
     root = Path(root)
     if not root.is_dir():
         return
-    if root.resolve().name.lower() in _SPLITS and _has_clips(root):
+    if root.resolve().name.lower() in SPLITS and _has_clips(root):
         yield root, root.resolve().parent.name or "machine"
         return
     pending, visited = [(root, 0)], set()
@@ -198,7 +199,7 @@ def _machine_folders(root: Path) -> Iterator[tuple[Path, str]]:
             continue
         visited.add(real)
         subfolders = _subfolders(folder)
-        splits = [sub for sub in subfolders if sub.name.lower() in _SPLITS]
+        splits = [sub for sub in subfolders if sub.name.lower() in SPLITS]
         if any(_has_clips(sub) for sub in splits) or _has_clips(folder):
             yield folder, real.name or "machine"
         elif depth < _DEPTH:
@@ -235,9 +236,9 @@ def _has_clips(folder: Path) -> bool:
 
 
 def _scan_machine(folder: Path, machine: str, scan: DcaseScan) -> None:
-    splits = {sub.name.lower(): sub for sub in _subfolders(folder) if sub.name.lower() in _SPLITS}
+    splits = {sub.name.lower(): sub for sub in _subfolders(folder) if sub.name.lower() in SPLITS}
     home = folder
-    if folder.resolve().name.lower() in _SPLITS and not splits:
+    if folder.resolve().name.lower() in SPLITS and not splits:
         splits, home = {folder.resolve().name.lower(): folder}, folder.resolve().parent
     rows = _read_tables(home, scan)
     tested: set[str] = set()
@@ -247,12 +248,12 @@ def _scan_machine(folder: Path, machine: str, scan: DcaseScan) -> None:
             scan.remarks.append(f"{machine}: test_rename/ repeats the test clips and is left out")
             continue
         names = _audio_names(splits[word])
-        fresh = [name for name in names if _SPLITS[word] is not Split.TEST or name not in tested]
+        fresh = [name for name in names if SPLITS[word] is not Split.TEST or name not in tested]
         if word in ("source_test", "target_test"):
             scan.hints.add("2021")
-        if _SPLITS[word] is Split.TEST:
+        if SPLITS[word] is Split.TEST:
             tested.update(fresh)
-        _add_clips(splits[word], fresh, machine, _SPLITS[word], rows, found, scan)
+        _add_clips(splits[word], fresh, machine, SPLITS[word], rows, found, scan)
     if not splits:
         _add_clips(folder, _audio_names(folder), machine, None, rows, found, scan)
     for section, (table, listed) in sorted(rows.items()):

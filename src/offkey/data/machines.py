@@ -9,7 +9,7 @@ from pathlib import Path
 from offkey.data.dcase import parse_name
 from offkey.types import ClipMeta, OffkeyError
 
-__all__ = ["UnknownMachine", "clip_meta", "machine_key", "which_machine"]
+__all__ = ["UnknownMachine", "clip_meta", "machine_key", "machine_of", "which_machine"]
 
 
 class UnknownMachine(OffkeyError):
@@ -32,6 +32,15 @@ def machine_key(meta: ClipMeta, machines: Iterable[str]) -> str | None:
         if key in known:
             return key
     return None
+
+
+def machine_of(key: str, section: str) -> str:
+    """The reverse of `machine_key`: what the challenge calls a machine that a detector knows by its section.
+
+    >>> machine_of("fan/03", "03"), machine_of("fan", "00")
+    ('fan', 'fan')
+    """
+    return key.removesuffix(f"/{section}")
 
 
 def which_machine(clip: ClipMeta, machines: Iterable[str], named: str | None = None) -> str:

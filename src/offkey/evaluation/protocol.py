@@ -35,7 +35,7 @@ from offkey.evaluation.metrics import FLOOR, weighted_areas
 from offkey.evaluation.result import MachineResult, Result
 from offkey.types import Condition, Domain, OffkeyError
 
-__all__ = ["PROTOCOLS", "EvaluationError", "Protocol", "ScoredClip", "choose_protocol", "evaluate"]
+__all__ = ["PROTOCOLS", "EvaluationError", "Protocol", "ScoredClip", "choose_protocol", "evaluate", "lacks"]
 
 
 class EvaluationError(OffkeyError):
@@ -129,22 +129,14 @@ def evaluate(
     nothing is left.
     """
     clips = _checked(scored, groups)
-    known = np.array([clip.condition != Condition.UNKNOWN for clip in clips], dtype=bool)
-    anomalous = np.array([clip.condition == Condition.ANOMALY for clip in clips], dtype=bool)
-    sections: dict[tuple[str, str], list[int]] = {}
-    for place, clip in enumerate(clips):
-        sections.setdefault((clip.machine, clip.section), []).append(place)
-    many = {m for m in {k[0] for k in sections} if sum(k[0] == m for k in sections) > 1}
-    left_out: dict[str, str] = {}
-    units: dict[tuple[str, str], list[_Value]] = {}
-    for (machine, section), places in sorted(sections.items()):
-        values, reason = _values(clips, np.array(places), known, anomalous, protocol)
-        if reason:
-            left_out[f"{machine}/section_{section}" if machine in many else machine] = reason
-        else:
-            units[(machine, section)] = values
+    known, anomalous, units, left_out = _units(clips, protocol)
     if not units:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        grouped: dict[str, list[str]] = {}
+        for name, reason in left_out.items():
+            grouped.setdefault(reason, []).append(name)
+        reasons = "; ".join(
+            f"{own[0]}{f' and {len(own) - 1} more' if own[1:] else ''}: {reason}" for reason, own in grouped.items()
+        )
         raise EvaluationError(f"nothing can be evaluated by the rules of {protocol.name}. {reasons}")
 
     machines = sorted({machine for machine, _ in units})
@@ -202,6 +194,11 @@ def evaluate(
     )
 
 
+def lacks(clips: Sequence[ScoredClip], protocol: Protocol) -> dict[str, str]:
+    """Machines (or their sections) that `evaluate` would leave out, with the reason; scores play no part in it."""
+    return _units(clips, protocol)[3]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Value:
     """One AUC or pAUC of a section: over which clips, and in which machine-level column it counts."""
@@ -211,6 +208,27 @@ class _Value:
     scores: NDArray[Any]
     positive: NDArray[Any]
     partial: bool
+
+
+def _units(
+    clips: Sequence[ScoredClip], protocol: Protocol
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], dict[tuple[str, str], list[_Value]], dict[str, str]]:
+    """Which conditions are known, which clips are anomalous, values by machine and section, and what has none."""
+    known = np.array([clip.condition != Condition.UNKNOWN for clip in clips], dtype=bool)
+    anomalous = np.array([clip.condition == Condition.ANOMALY for clip in clips], dtype=bool)
+    sections: dict[tuple[str, str], list[int]] = {}
+    for place, clip in enumerate(clips):
+        sections.setdefault((clip.machine, clip.section), []).append(place)
+    many = {m for m in {k[0] for k in sections} if sum(k[0] == m for k in sections) > 1}
+    left_out: dict[str, str] = {}
+    units: dict[tuple[str, str], list[_Value]] = {}
+    for (machine, section), places in sorted(sections.items()):
+        values, reason = _values(clips, np.array(places), known, anomalous, protocol)
+        if reason:
+            left_out[f"{machine}/section_{section}" if machine in many else machine] = reason
+        else:
+            units[(machine, section)] = values
+    return known, anomalous, units, left_out
 
 
 def _values(

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from offkey.evaluation.result import Result
 from offkey.types import OffkeyError
 
-__all__ = ["COSTS", "Cell", "Run", "Table", "summarise"]
+__all__ = ["COSTS", "TITLES", "Cell", "Run", "Table", "summarise"]
 
 COSTS = ("fit_seconds", "score_seconds", "peak_mib")
 """What a run takes, beside what it reaches: seconds of fitting and of scoring, and peak memory in MiB."""
 
-_TITLES = {
+TITLES = {
     "official_score": "official score",
     "auc_source": "AUC source",
     "auc_target": "AUC target",
@@ -34,6 +34,7 @@ _TITLES = {
     "score_seconds": "score, s",
     "peak_mib": "memory, MiB",
 }
+"""What people read for a value's name; names that are not here are read as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Table:
 
     def header(self) -> list[str]:
         """A title a column, the system's first."""
-        return ["system", *(f"{m} {_TITLES.get(n, n)}".strip() for m, n in self.columns)]
+        return ["system", *(f"{m} {TITLES.get(n, n)}".strip() for m, n in self.columns)]
 
     def rows(self) -> list[list[str]]:
         """What stands in the cells: the interval only with the official score, where it is read."""

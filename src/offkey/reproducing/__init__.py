@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offkey.reproducing.plan import EXPERIMENTS, Experiment, Plan, ReproduceError, experiment
-from offkey.reproducing.stages import PLAN, STAGES, FinishedRun, Stage, Work, finished_runs, reproduce
+from offkey.reproducing.stages import PLAN, STAGES, FinishedRun, Stage, Work, finished_runs, reproduce, year_of
 from offkey.reproducing.tables import PUBLISHED, Comparison, compare
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "experiment",
     "finished_runs",
     "reproduce",
+    "year_of",
 ]

@@ -7,15 +7,19 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from offkey.data.dcase import SPLITS
 from offkey.data.source import NoRecordings, open_source
-from offkey.reproducing.plan import Plan
+from offkey.evaluation.protocol import ScoredClip, lacks
+from offkey.reproducing.plan import Plan, Unit, unit_of
 from offkey.types import ClipMeta, Condition, Content, Split
 
-__all__ = ["find_clips", "lacking", "lay_out", "mixtures", "read_listing"]
+__all__ = ["find_clips", "lacking", "lay_out", "mixtures", "read_listing", "without_table"]
+
+_FIRST_TABLES = 2022  # year from which on the data sets have tables of attributes
 
 
 def find_clips(plan: Plan) -> list[ClipMeta]:
-    """The clips in `Plan.folder` that are needed: all of the judged machines, training clips of the others.
+    """The clips in `Plan.folder` that are needed: all of what is judged, training clips of what joins.
 
     Empty where nothing is there.
     """
@@ -23,9 +27,8 @@ def find_clips(plan: Plan) -> list[ClipMeta]:
         clips = open_source(plan.folder()).clips
     except NoRecordings:
         return []
-    others = set(plan.experiment.others) if plan.additional else set()
-    judged = set(plan.judged)
-    return [c for c in clips if c.machine in judged or (c.machine in others and c.split is not Split.TEST)]
+    own, others = plan.units, plan.joining
+    return [c for c in clips if unit_of(c) in own or (unit_of(c) in others and c.split is not Split.TEST)]
 
 
 def mixtures(clips: Iterable[ClipMeta], split: Split) -> list[ClipMeta]:
@@ -34,25 +37,45 @@ def mixtures(clips: Iterable[ClipMeta], split: Split) -> list[ClipMeta]:
 
 
 def lacking(plan: Plan, clips: Sequence[ClipMeta]) -> list[str]:
-    """Sentences on what the plan needs and the clips do not hold."""
-    found = []
-    train = {clip.machine for clip in mixtures(clips, Split.TRAIN)}
-    tests: dict[str, list[ClipMeta]] = {}
+    """Sentences on what the plan needs and the clips do not hold: clips, and conditions that the year's rules ask for.
+
+    Conditions are asked for in a development set whose truth is not given elsewhere, and wherever some are known.
+    """
+    train = {unit_of(clip) for clip in mixtures(clips, Split.TRAIN)}
+    tests: dict[Unit, list[ClipMeta]] = {}
     for clip in mixtures(clips, Split.TEST):
-        tests.setdefault(clip.machine, []).append(clip)
+        tests.setdefault(unit_of(clip), []).append(clip)
+    found = []
     for machine in plan.judged:
-        if machine not in train:
-            found.append(f"{machine} has no training clips")
-        if machine not in tests:
-            found.append(f"{machine} has no test clips")
-    if plan.additional and not train & set(plan.experiment.others):
-        found.append("there are no training clips of the year's other machines, which --additional asks for")
-    if not found and plan.experiment.part == "dev":
-        for machine, own in sorted(tests.items()):
-            kinds = {clip.condition for clip in own}
-            if not {Condition.NORMAL, Condition.ANOMALY} <= kinds:
-                found.append(f"{machine} has test clips of one condition only ({', '.join(sorted(kinds))})")
+        units = [unit for unit in plan.experiment.units if unit.machine == machine]
+        there = [unit for unit in units if unit in train or unit in tests]
+        for unit in there or units[:1]:
+            name = plan.experiment.called(unit) if there else machine
+            found += [
+                f"{name} has no {what} clips"
+                for what, known in (("training", train), ("test", tests.keys()))
+                if unit not in known
+            ]
+    if plan.additional and not train & plan.joining:
+        found.append("there are no training clips of the year's other part, which --additional asks for")
+    if not found:
+        hidden = plan.experiment.part == "eval" or plan.truth is not None
+        told = [own for own in tests.values() if not hidden or any(c.condition is not Condition.UNKNOWN for c in own)]
+        scored = [ScoredClip(c.path.name, *unit_of(c), c.domain, c.condition, 0.0) for own in told for c in own]
+        rules = plan.experiment.protocol
+        found += [
+            f"{name} cannot be judged by the rules of {rules.name}: {why}" for name, why in lacks(scored, rules).items()
+        ]
     return found
+
+
+def without_table(plan: Plan, clips: Sequence[ClipMeta]) -> list[str]:
+    """Judged machines or sections without a table of attributes beside their clips, in a year that has such tables."""
+    if plan.experiment.year < _FIRST_TABLES:
+        return []
+    homes = {(unit_of(clip), _home(clip)) for clip in mixtures(clips, Split.TRAIN) if unit_of(clip) in plan.units}
+    bare = {unit for unit, home in homes if not any(home.glob(f"attribute*_{unit.section}*.csv"))}
+    return [plan.experiment.called(unit) for unit in sorted(bare)]
 
 
 def read_listing(path: Path) -> dict[str, tuple[int, str]]:
@@ -65,10 +88,8 @@ def read_listing(path: Path) -> dict[str, tuple[int, str]]:
 
 def lay_out(view: Path, clips: Sequence[ClipMeta]) -> None:
     """Make `view` a data set of links to these clips and the attribute tables beside them; whole or not at all."""
-    wanted = {f"{clip.machine}/{clip.split}/{clip.path.name}": clip.path.absolute() for clip in clips}
-    homes = {(clip.machine, clip.path.parent) for clip in clips}
-    for machine, folder in homes:
-        home = folder if folder.name == machine else folder.parent
+    wanted = {f"{clip.machine}/{_shelf(clip)}/{clip.path.name}": clip.path.absolute() for clip in clips}
+    for machine, home in {(clip.machine, _home(clip)) for clip in clips}:
         wanted |= {f"{machine}/{table.name}": table.absolute() for table in home.glob("attribute*.csv")}
     if view.is_dir() and {str(p.relative_to(view)) for p in view.glob("*/**/*") if p.is_symlink()} == wanted.keys():
         return
@@ -80,3 +101,15 @@ def lay_out(view: Path, clips: Sequence[ClipMeta]) -> None:
         place.symlink_to(target)
     shutil.rmtree(view, ignore_errors=True)
     part.replace(view)
+
+
+def _shelf(clip: ClipMeta) -> str:
+    """The folder of its split, under the year's own name: that of 2021 tells the domain of a test clip."""
+    folder = clip.path.parent.name
+    return folder if folder.lower() in SPLITS else str(clip.split)
+
+
+def _home(clip: ClipMeta) -> Path:
+    """The folder of its machine, where the tables of attributes lie."""
+    folder = clip.path.parent
+    return folder.parent if folder.name.lower() in SPLITS else folder

@@ -1,7 +1,7 @@
 """What is to be reproduced, and what that will cost.
 
-An `Experiment` is a year's part with its machines; a `Plan` is one with systems, seeds and places. The estimate counts
-clips and multiplies them with the constants of `COSTS`, each of which tells where it comes from.
+An `Experiment` is a year's part with its machines and their sections; a `Plan` is one with systems, seeds and places.
+The estimate counts clips and multiplies them with the constants of `COSTS`, each of which tells where it comes from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from offkey.benchmarking import Contestant
-from offkey.data.catalog import CATALOG
+from offkey.data.catalog import CATALOG, PARTS
+from offkey.evaluation.protocol import PROTOCOLS, Protocol
 from offkey.separation.config import Size
 from offkey.systems.config import SystemConfig, load_preset
 from offkey.systems.members import member_systems
@@ -26,13 +27,17 @@ __all__ = [
     "EXPERIMENTS",
     "Cost",
     "Counts",
+    "USUAL",
     "Estimate",
     "Experiment",
     "Plan",
     "ReproduceError",
+    "Unit",
+    "Usual",
     "count",
     "estimate",
     "experiment",
+    "unit_of",
 ]
 
 
@@ -42,29 +47,59 @@ class ReproduceError(OffkeyError):
 
 # ---- what
 
-YEARS = (2023, 2024, 2025, 2026)
-"""The first-shot years: one section a machine, other machines in the evaluation set."""
+
+class Unit(NamedTuple):
+    """A machine and one of its sections (2020: machine IDs): what is told apart from all else, and judged by itself.
+
+    The two parts of a year have no unit in common: from 2023 on their machines differ, before that the sections do.
+    """
+
+    machine: str
+    section: str
+
+
+def unit_of(clip: ClipMeta) -> Unit:
+    """The machine and section that a clip is of."""
+    return Unit(clip.machine, clip.section)
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """One part of one year: networks learn from the training clips of `machines`, whose test clips are judged.
+    """One part of one year: networks learn from the training clips of `units`, whose test clips are judged.
 
-    `others` are the machines of the year's other part, whose training clips may join.
+    `others` are those of the year's other part, whose training clips may join.
     """
 
     name: str
     title: str
     year: int
     part: Literal["dev", "eval"]
-    machines: tuple[str, ...]
-    others: tuple[str, ...]
+    units: tuple[Unit, ...]
+    others: tuple[Unit, ...]
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The machines that are judged, each once."""
+        return tuple(dict.fromkeys(unit.machine for unit in self.units))
+
+    def called(self, unit: Unit) -> str:
+        """What people read for a unit: the machine, and its section where that has several: `fan/03`."""
+        return "/".join(unit) if sum(other.machine == unit.machine for other in self.units) > 1 else unit.machine
+
+    @property
+    def protocol(self) -> Protocol:
+        """The year's rules."""
+        return PROTOCOLS[f"dcase{self.year}"]
 
 
 def _experiments() -> dict[str, Experiment]:
     found = {}
-    for year in YEARS:
-        dev, hidden = (tuple(sorted(CATALOG[f"dcase{year}"].machines(part))) for part in ("dev", "eval"))
+    for data in CATALOG.values():
+        year = data.year
+        dev, hidden = (
+            tuple(Unit(name, section) for name in sorted(data.machines(part)) for section in data.sections(name, part))
+            for part in PARTS[::2]
+        )
         title = f"DCASE {year} Task 2"
         name = f"evaluation{year}"
         found[f"dcase{year}"] = Experiment(f"dcase{year}", f"{title}, development set", year, "dev", dev, hidden)
@@ -94,7 +129,7 @@ class Plan:
     """An experiment with everything that its numbers depend on.
 
     `root` holds the data; `out` is the run folder; `machines` are judged; `settings` are for every system;
-    `additional` names the systems whose networks also learn from the training clips of the year's other machines;
+    `additional` names the systems whose networks also learn from the training clips of the year's other part;
     `truth` tells the conditions of an evaluation set. With `remix`, the size of a separator ("" for none), one is
     learnt first, and the training clips of every system are recombined with it.
     """
@@ -134,8 +169,18 @@ class Plan:
         """The machines whose test clips are judged."""
         return self.machines or self.experiment.machines
 
+    @property
+    def units(self) -> frozenset[Unit]:
+        """The machines and sections whose test clips are judged."""
+        return frozenset(unit for unit in self.experiment.units if unit.machine in self.judged)
+
+    @property
+    def joining(self) -> frozenset[Unit]:
+        """Those of the year's other part whose training clips are wanted."""
+        return frozenset(self.experiment.others) if self.additional else frozenset()
+
     def joins(self, name: str) -> bool:
-        """Whether a system learns from the year's other machines too."""
+        """Whether a system learns from the year's other part too."""
         return name in self.additional
 
     def configs(self) -> dict[str, SystemConfig]:
@@ -237,18 +282,39 @@ class Counts(NamedTuple):
     told: Literal["counted", "usual"]
 
 
+class Usual(NamedTuple):
+    """Clips that a section usually has, and who says so."""
+
+    train: int
+    test: int
+    supplemental: int
+    origin: str
+
+
+_FIRST_SHOT = "990 + 10 for training and 200 for test, as the organisers describe 2025"
+USUAL: dict[int, Usual] = {
+    2020: Usual(1000, 400, 0, "organisers of 2020: around 1000 for training, around 400 for test"),
+    2021: Usual(1003, 400, 0, "file names in the organisers' baseline of 2021: 1000 + 3 for training, 400 for test"),
+    2022: Usual(1000, 200, 0, "file names in the organisers' baseline of 2022: 990 + 10 for training, 200 for test"),
+    2023: Usual(1000, 200, 0, f"{_FIRST_SHOT}; taken to hold for this year"),
+    2024: Usual(1000, 200, 0, f"{_FIRST_SHOT}; taken to hold for this year"),
+    2025: Usual(1000, 200, 100, f"{_FIRST_SHOT}, and 100 supplemental ones"),
+    2026: Usual(1000, 200, 100, f"{_FIRST_SHOT}, and 100 supplemental ones; taken to hold for this year"),
+}
+"""By year; those of the data at hand are counted instead."""
+
+
 def count(plan: Plan, clips: Sequence[ClipMeta]) -> Counts:
-    """How many clips there are; without any, the usual ones: 1000 for training, 200 for test, from 2025 on 100 more."""
-    judged = set(plan.judged)
+    """How many clips there are; without any, the year's usual ones."""
+    own = plan.units
     if not clips:
-        year, own = plan.experiment.year, len(judged)
-        extra = 100 if year >= 2025 else 0
-        others = len(plan.experiment.others) if plan.additional else 0
-        total = own * (1200 + extra) + others * (1000 + extra)
-        channels = 2 if year == 2026 else 1
-        size = int(total * _CLIP_SECONDS * _BYTES_A_SECOND * channels)
-        return Counts(own * 1000, others * 1000, own * extra, others * extra, own * 200, size, "usual")
-    kinds = Counter((clip.machine in judged, clip.split) for clip in clips)
+        usual = USUAL[plan.experiment.year]
+        train, test, extra = (number * len(own) for number in usual[:3])
+        more, more_extra = (number * len(plan.joining) for number in (usual.train, usual.supplemental))
+        seconds = (train + test + extra + more + more_extra) * _CLIP_SECONDS
+        size = int(seconds * _BYTES_A_SECOND * plan.experiment.protocol.channels)
+        return Counts(train, more, extra, more_extra, test, size, "usual")
+    kinds = Counter((unit_of(clip) in own, clip.split) for clip in clips)
     return Counts(
         kinds[True, Split.TRAIN],
         kinds[False, Split.TRAIN],

@@ -27,25 +27,26 @@ from typing import Any
 
 from offkey.assessment import COLUMNS, FOLDER
 from offkey.benchmarking import Contestant, benchmark
+from offkey.data.machines import machine_of
 from offkey.data.truth import find_truth
 from offkey.downloading import one_at_a_time
 from offkey.encoders import encoder_class
 from offkey.encoders.weights import WeightsError, at_hand, fetch, find, published
-from offkey.evaluation.protocol import PROTOCOLS, EvaluationError, ScoredClip, evaluate
+from offkey.evaluation.protocol import EvaluationError, ScoredClip, evaluate
 from offkey.evaluation.result import Result
 from offkey.evaluation.submission import Truth, read_truth
 from offkey.evaluation.tables import Run
 from offkey.files import sha256, sweep, write_whole
 from offkey.progress import Progress
-from offkey.reproducing.clips import find_clips, lacking, lay_out, read_listing
-from offkey.reproducing.plan import Plan, ReproduceError
+from offkey.reproducing.clips import find_clips, lacking, lay_out, read_listing, without_table
+from offkey.reproducing.plan import Plan, ReproduceError, experiment, unit_of
 from offkey.reproducing.provenance import commit, hardware, versions
 from offkey.reproducing.tables import Comparison, compare, remarks_of
 from offkey.separation.fitting import fit_separator
 from offkey.separation.recipe import SeparationRecipe
 from offkey.types import Condition, Domain
 
-__all__ = ["PLAN", "STAGES", "Fetch", "FinishedRun", "Stage", "Work", "finished_runs", "reproduce"]
+__all__ = ["PLAN", "STAGES", "Fetch", "FinishedRun", "Stage", "Work", "finished_runs", "reproduce", "year_of"]
 
 PLAN = "plan.json"
 RUNS = "runs"
@@ -127,6 +128,12 @@ def finished_runs(out: Path) -> list[FinishedRun]:
     return [run for run in runs if (run.folder / "run.json").is_file()]
 
 
+def year_of(out: Path) -> int | None:
+    """The year whose data a run folder was made of; None where there is no run folder."""
+    asked = _read_json(out / PLAN).get("asked")
+    return None if asked is None else experiment(asked["experiment"]).year
+
+
 def _claim(plan: Plan) -> None:
     """Note what the run folder stands for, or refuse."""
     path = plan.out / PLAN
@@ -206,11 +213,15 @@ def _data(work: Work) -> Facts:
         writer.writerow(["file", "bytes", "sha256"])
         writer.writerows((name, *rows[name]) for name in sorted(rows))
         write_whole(listing, text.getvalue())
-    judged = set(plan.judged)
-    lay_out(work.path("data", "own"), [clip for clip in clips if clip.machine in judged])
+    own = plan.units
+    lay_out(work.path("data", "own"), [clip for clip in clips if unit_of(clip) in own])
     if plan.additional:
         lay_out(work.path("data", "joined"), clips)
-    return {"files": len(sizes), "bytes": sum(sizes.values()), "list_sha256": sha256(listing)}
+    bare = without_table(plan, clips)
+    if bare:
+        work.progress.say(f"no table of attributes beside {', '.join(bare)}: file names alone tell settings")
+    found = {"files": len(sizes), "bytes": sum(sizes.values()), "list_sha256": sha256(listing)}
+    return found | {"without_table": bare}
 
 
 # ---- weights, separator
@@ -288,7 +299,7 @@ def _metric(work: Work) -> Facts:
     plan = work.plan
     told = _truth_place(plan)
     truth = read_truth(told) if told is not None else None
-    protocol = PROTOCOLS[f"dcase{plan.experiment.year}"]
+    protocol = plan.experiment.protocol
     hashes, silent = {}, ""
     finished = finished_runs(plan.out)
     work.progress.start("metric", len(finished))
@@ -304,6 +315,11 @@ def _metric(work: Work) -> Facts:
             except EvaluationError as error:
                 target.unlink(missing_ok=True)
                 silent = str(error)
+                if truth is not None or plan.experiment.part == "dev":
+                    source = "" if told is None else f" by {told}"
+                    raise ReproduceError(
+                        f"{run.title} has no metric{source}: {silent}. Its scores are kept in {scores}"
+                    ) from None
             else:
                 _write_json(target, {"of": key, "result": result.to_dict()})
         work.progress.step(place + 1, run.title)
@@ -333,25 +349,28 @@ def _truth_hash(truth: Truth | None) -> str | None:
 def _judge(scores: Path, plan: Plan, truth: Truth | None) -> Result:
     """The result of one run, and of each of its scorers alone."""
     with scores.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["machine"] in plan.judged]
+        rows = list(csv.DictReader(file))
     clips = []
     for row in rows:
-        domain, condition = Domain(row["domain"]), Condition(row["condition"])
-        if condition is Condition.UNKNOWN and truth is not None:
-            told = truth.get((row["machine"], row["file"]))
+        machine, domain, condition = machine_of(row["machine"], row["section"]), row["domain"], row["condition"]
+        if condition == Condition.UNKNOWN and truth is not None:
+            told = truth.get((machine, row["file"]))
             if told is None:
-                raise ReproduceError(f"the truth does not tell about {row['machine']}/{row['file']}; give a full list")
-            domain, condition = told
-        clips.append((row["file"], row["machine"], row["section"], domain, condition))
+                raise ReproduceError(f"the truth does not tell about {machine}/{row['file']}; give a full list")
+            domain = domain if told[0] is Domain.UNKNOWN else told[0]
+            condition = told[1]
+        clips.append((row["file"], machine, row["section"], Domain(domain), Condition(condition)))
     scorers = [name for name in (rows[0] if rows else {}) if name not in COLUMNS]
-    protocol = PROTOCOLS[f"dcase{plan.experiment.year}"]
 
     def of(column: str) -> Result:
         alarms: list[bool | None] = [row["is_anomalous"] == "true" if column == "score" else None for row in rows]
         scored = [
             ScoredClip(*clip, float(row[column]), alarm) for clip, row, alarm in zip(clips, rows, alarms, strict=True)
         ]
-        return evaluate(scored, protocol, bootstrap=plan.bootstrap)
+        result = evaluate(scored, plan.experiment.protocol, bootstrap=plan.bootstrap)
+        for name, reason in result.left_out.items():
+            raise EvaluationError(f"{name} cannot be judged by the rules of {result.protocol}: {reason}")
+        return result
 
     whole = of("score").to_dict()
     return Result.from_dict(whole | {"scorers": {name: of(name).to_dict() for name in scorers}})
@@ -372,7 +391,7 @@ def _compare(work: Work) -> Facts:
     if not runs:
         return {"tables": []}
     plan = work.plan
-    remarks = remarks_of(plan.experiment, plan.judged, work.settings(), plan.contestants, work.failures)
+    remarks = remarks_of(plan, runs[0].result, work.facts["data"]["without_table"], work.failures)
     work.comparison = compare(plan.experiment.name, plan.experiment.title, plan.judged, runs, remarks)
     texts = {"md": work.comparison.to_markdown(), "csv": work.comparison.to_csv(), "html": work.comparison.to_html()}
     return {"tables": [write_whole(work.path(f"table.{end}"), text).name for end, text in texts.items()]}

@@ -1,7 +1,7 @@
-"""Published numbers, and a comparison of them with ours, machine by machine.
+"""Published numbers, and a comparison of them with ours, machine by machine and section by section.
 
-Means are computed anew from the machine rows on both sides, over the same machines, because the "All" row of the
-report's Table 1 does not follow from its machine rows.
+Means are computed anew from the rows on both sides, over the same machines and by the year's rules, because the "All"
+row of the report's Table 1 does not follow from its machine rows.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import io
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from offkey.benchmarking import Contestant
 from offkey.evaluation.metrics import harmonic_mean
-from offkey.evaluation.tables import Run
-from offkey.reproducing.plan import EXPERIMENTS, Experiment
+from offkey.evaluation.protocol import PROTOCOLS, Protocol
+from offkey.evaluation.result import Result
+from offkey.evaluation.tables import TITLES, Run
+from offkey.reproducing.plan import EXPERIMENTS, Plan, Unit
 
 __all__ = ["PUBLISHED", "Column", "Comparison", "Published", "Triple", "compare", "remarks_of"]
 
-METRICS = ("auc_source", "auc_target", "pauc")
+METRICS = ("auc_source", "auc_target", "pauc")  # of everything that was published
 OFFICIAL = "official_score"
 
 
@@ -110,7 +111,10 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A system of ours, or the published one beside it. `values` by (machine, metric); machine "" is the mean."""
+    """A system of ours, or the published one beside it.
+
+    `values` by (row, metric): a row is a machine, or a section of it such as fan/03; "" is the mean over all.
+    """
 
     title: str
     origin: str
@@ -119,12 +123,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns over machines. Text forms are in percent, source / target / pAUC; CSV has a row a value, in percent."""
+    """Columns over machines and, where these have several, their sections (fan, fan/03, fan/04, …).
+
+    Text forms are in percent, the year's `metrics` with strokes between; CSV has a row a value, in percent. `average`
+    is the year's kind of mean.
+    """
 
     title: str
     machines: tuple[str, ...]
     columns: tuple[Column, ...]
     remarks: tuple[str, ...]
+    metrics: tuple[str, ...] = METRICS
+    average: str = "harmonic"
 
     def pairs(self) -> list[Comparison]:
         """One comparison a system, with what was published for it: narrow enough for a terminal."""
@@ -134,27 +144,39 @@ class Comparison:
                 found[-1].append(column)
             else:
                 found.append([column])
-        return [Comparison(columns[-1].title, self.machines, tuple(columns), ()) for columns in found]
+        return [replace(self, title=columns[-1].title, columns=tuple(columns), remarks=()) for columns in found]
 
     def header(self) -> list[str]:
         """Titles of the columns, the machine's first."""
         return ["machine", *(f"{column.title}, {column.origin}" for column in self.columns)]
 
     def rows(self) -> list[list[str]]:
-        """A row a machine, then the harmonic means, the official score, and means as printed where there are any."""
-        rows = [[name, *(_triple(column, name) for column in self.columns)] for name in self.machines]
-        rows.append(["harmonic mean, recomputed", *(_triple(column, "") for column in self.columns)])
+        """A row a machine or section, then the means, the official score, and means as printed where there are any."""
+        rows = [[name, *self._cells(name)] for name in self.machines]
+        rows.append([f"{self.average} mean, recomputed", *self._cells("")])
         rows.append(["official score, recomputed", *(_single(column, "", OFFICIAL) for column in self.columns)])
-        printed = ["as printed", *(_triple(column, "printed") for column in self.columns)]
+        printed = ["as printed", *self._cells("printed")]
         scores = [_single(column, "printed", OFFICIAL) for column in self.columns]
         printed[1:] = [cell if cell != "–" else score for cell, score in zip(printed[1:], scores, strict=True)]
         return [*rows, printed] if any(cell != "–" for cell in printed[1:]) else rows
+
+    def _cells(self, name: str) -> list[str]:
+        """All values of a row in each column; a stroke alone where there is none."""
+        cells = [[_single(column, name, metric) for metric in self.metrics] for column in self.columns]
+        return ["–" if set(values) == {"–"} else " / ".join(values) for values in cells]
+
+    def legend(self) -> str:
+        """What the numbers are."""
+        return (
+            f"Percent: {' / '.join(TITLES.get(name, name) for name in self.metrics)}. Ours: mean over seeds ± sample "
+            "standard deviation. Means are computed anew from the rows, over the machines shown."
+        )
 
     def to_markdown(self) -> str:
         """A table with its title and remarks."""
         lines = [self.header(), ["---", *["---:"] * len(self.columns)], *self.rows()]
         table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-        return f"# {self.title}\n\n{_HOW}\n\n{table}\n" + "".join(f"- {text}\n" for text in self.remarks)
+        return f"# {self.title}\n\n{self.legend()}\n\n{table}\n" + "".join(f"- {text}\n" for text in self.remarks)
 
     def to_csv(self) -> str:
         """Columns: system, origin, machine, metric, percent, deviation, seeds."""
@@ -175,7 +197,7 @@ class Comparison:
         title = html.escape(self.title)
         yield f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>'
         yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        yield f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n<p>{html.escape(_HOW)}</p>"
+        yield f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n<p>{html.escape(self.legend())}</p>"
         yield '<div class="wide"><table>\n<thead><tr>'
         yield "".join(f'<th scope="col">{html.escape(text)}</th>' for text in self.header())
         yield "</tr></thead>\n<tbody>"
@@ -187,10 +209,6 @@ class Comparison:
         yield "</ul>\n</html>"
 
 
-_HOW = (
-    "Percent: AUC source / AUC target / pAUC. Ours: mean over seeds ± sample standard deviation. Means are computed "
-    "anew from the machine rows, over the machines shown."
-)
 _STYLE = (
     ":root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:90rem;"
     "padding:0 1rem}.wide{overflow-x:auto}table{border-collapse:collapse}th,td{padding:.3rem .7rem;text-align:right;"
@@ -204,14 +222,16 @@ def compare(
 ) -> Comparison:
     """Put runs (of whole systems, and of scorers alone named `system · scorer`) beside what was published.
 
-    A scorer alone has a column only where something was published for it. `machines` are the rows; published means are
-    over these too.
+    A scorer alone has a column only where something was published for it. `machines` are the rows, each followed by
+    its sections where a run has several; published means are over these machines too. Metrics and means are those of
+    the rules that the runs were judged by.
     """
     beside = PUBLISHED.get(experiment, {})
     whole = experiment in EXPERIMENTS and set(machines) == set(EXPERIMENTS[experiment].machines)
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(run.system, []).append(run)
+    rules = PROTOCOLS[runs[0].result.protocol]
     columns = []
     notes = []
     for name, own in grouped.items():
@@ -220,29 +240,35 @@ def compare(
         if name in beside:
             columns.append(_published(beside[name], machines, whole))
             notes += _doubts(beside[name], machines)
-        columns.append(Column(name, "ours", dict(_ours(own, machines))))
+        columns.append(Column(name, "ours", dict(_ours(own, machines, rules))))
     sources = dict.fromkeys(f"{beside[n].name}: {beside[n].source}." for n in grouped if n in beside)
-    return Comparison(title, tuple(machines), tuple(columns), (*remarks, *notes, *sources))
+    known = sorted({name for column in columns for name, _ in column.values})
+    rows = [name for own in machines for name in (own, *(one for one in known if one.startswith(f"{own}/")))]
+    remarks = (*remarks, *notes, *sources)
+    return Comparison(title, tuple(rows), tuple(columns), remarks, rules.metrics, rules.average)
 
 
-def remarks_of(
-    experiment: Experiment,
-    machines: Sequence[str],
-    settings: Sequence[str],
-    contestants: Sequence[Contestant],
-    failures: Sequence[str],
-) -> list[str]:
-    """What a reader must know before comparing: parts left out, settings that are not the preset's, failures."""
+def remarks_of(plan: Plan, result: Result, bare: Sequence[str], failures: Sequence[str]) -> list[str]:
+    """What a reader must know before comparing: parts left out, settings that are not the preset's, failures.
+
+    `result` is a run's; `bare` machines or sections without a table of attributes.
+    """
     remarks = []
-    if set(machines) != set(experiment.machines):
-        remarks.append(
-            f"{len(machines)} of {len(experiment.machines)} machines: the means are not those of the whole set."
-        )
+    whole, machines = plan.experiment.machines, plan.judged
+    if set(machines) != set(whole):
+        remarks.append(f"{len(machines)} of {len(whole)} machines: the means are not those of the whole set.")
+    found = {Unit(name, section) for name, machine in result.machines.items() for section in machine.sections}
+    absent = [plan.experiment.called(unit) for unit in sorted(plan.units - found)]
+    if absent:
+        remarks.append(f"Not in the data, nor in the means: {', '.join(absent)}.")
+    if bare:
+        remarks.append(f"Without a table of attributes, so that file names alone tell settings: {', '.join(bare)}.")
+    settings = plan.common()
     if settings:
         remarks.append(f"Settings that differ from the presets: {', '.join(settings)}.")
     remarks += [
         f"{entry.name} is {' '.join((entry.system, *entry.overrides))}."
-        for entry in contestants
+        for entry in plan.contestants
         if entry.overrides or entry.name != entry.system
     ]
     remarks += [f"Failed: {text.splitlines()[0]}" for text in failures]
@@ -285,27 +311,27 @@ def _doubts(entry: Published, machines: Sequence[str]) -> list[str]:
     return [f"{entry.name}: printed means that do not follow from the rows (recomputed): {', '.join(wrong)}."]
 
 
-def _ours(runs: Sequence[Run], machines: Sequence[str]) -> Iterator[tuple[tuple[str, str], Value]]:
+def _ours(runs: Sequence[Run], machines: Sequence[str], rules: Protocol) -> Iterator[tuple[tuple[str, str], Value]]:
+    rows: dict[str, list[Mapping[str, float]]] = {}
     for name in machines:
-        here = [run.result.machines[name].values for run in runs if name in run.result.machines]
-        for metric in METRICS:
-            if here:
-                yield (name, metric), _over_seeds([100 * values[metric] for values in here])
+        for own in (run.result.machines[name] for run in runs if name in run.result.machines):
+            rows.setdefault(name, []).append(own.values)
+            for section, values in own.sections.items() if len(own.sections) > 1 else ():
+                rows.setdefault(f"{name}/{section}", []).append(values)
+    for name, here in rows.items():
+        for metric in rules.metrics:
+            yield (name, metric), _over_seeds([100 * values[metric] for values in here])
     whole = [run.result for run in runs if set(machines) <= run.result.machines.keys()]
     if whole:
-        for metric in METRICS:
-            yield ("", metric), _over_seeds([100 * result.harmonic_mean[metric] for result in whole])
+        means = [result.harmonic_mean if rules.average == "harmonic" else result.arithmetic_mean for result in whole]
+        for metric in rules.metrics:
+            yield ("", metric), _over_seeds([100 * mean[metric] for mean in means])
         yield ("", OFFICIAL), _over_seeds([100 * result.official_score for result in whole])
 
 
 def _over_seeds(values: Sequence[float]) -> Value:
     spread = statistics.stdev(values) if len(values) > 1 else None
     return Value(math.fsum(values) / len(values), spread, len(values))
-
-
-def _triple(column: Column, machine: str) -> str:
-    cells = [_single(column, machine, metric) for metric in METRICS]
-    return "–" if set(cells) == {"–"} else " / ".join(cells)
 
 
 def _single(column: Column, machine: str, metric: str) -> str:

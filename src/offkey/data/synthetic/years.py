@@ -180,21 +180,9 @@ def _is_hidden(year: int, machine: str) -> bool:
     return machine in _HIDDEN.get(year, ())
 
 
-def _sections(year: int, part: Part, machine: str, config: YearConfig) -> list[str]:
-    """Sections or machine IDs of a half, as the year numbers them."""
-    if year >= 2023:
-        return ["00"]
-    if year >= 2021:
-        return [f"{(0 if part == 'dev' else 3) + n:02d}" for n in range(min(3, config.sections))]
-    if machine.startswith("Toy"):
-        first = {"ToyCar": (1, 5), "ToyConveyor": (1, 4)}[machine][part != "dev"]
-        return [f"{first + n:02d}" for n in range(min(3, config.sections))]
-    return [f"{2 * n + (part != 'dev'):02d}" for n in range(min(3, config.sections))]
-
-
 def _clips(which: Dataset, part: Part, machine: str, number: int, config: YearConfig) -> Iterator[_Clip]:
     year, hidden = which.year, _is_hidden(which.year, machine)
-    for section in _sections(year, part, machine, config):
+    for section in which.sections(machine, part)[: max(1, config.sections)]:
         plans = _plans(machine, part, section, number, config)
         turn = np.random.default_rng(zlib.crc32(f"{year} {part} {machine} {section} {config.seed}".encode()))
         tests = [plan for plan in plans if plan.split is Split.TEST]
