@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offkey.audio.io import AudioConfig, FileFacts, inspect
-from offkey.data.dcase import survey_dcase
+from offkey.data.dcase import FIRST_TABLES, survey_dcase
 from offkey.data.folder import Subfolders
 from offkey.data.source import NoRecordings, Source, open_source
 from offkey.types import ClipMeta, Condition, Content, Domain, OffkeyError, Split
 
 __all__ = ["DataReport", "MachineReport", "Problem", "check"]
 
-_FIRST_TABLES = 2022  # year from which on the data sets have tables of attributes
 _SHORT = 0.5  # of the median length of its machine
 _NAMED = 10  # files that a problem lists in `to_dict`; the count is always whole
 
@@ -331,7 +330,7 @@ def _table_problems(source: Source) -> Iterator[Problem]:
     for table, names in rows.items():
         text = f"{table.name} has {len(names)} rows without a file, such as {names[0]}"
         yield Problem("warning", "row-without-file", text, table.parent.name, (table,))
-    if source.year is not None and source.year >= _FIRST_TABLES:
+    if source.year is not None and source.year >= FIRST_TABLES:
         wanted = {(c.machine, c.path.parent.parent, c.section) for c in source.clips if c.split is Split.TRAIN}
         for machine, home, section in sorted(wanted):
             if not any(table.parent == home and f"_{section}" in table.name for table in scan.tables):

@@ -18,7 +18,17 @@ from typing import NamedTuple
 from offkey.audio.io import AUDIO_SUFFIXES
 from offkey.types import ClipMeta, Condition, Content, Domain, OffkeyError, Split
 
-__all__ = ["SPLITS", "ClipName", "DcaseScan", "format_name", "is_dcase", "parse_name", "scan_dcase", "survey_dcase"]
+__all__ = [
+    "FIRST_TABLES",
+    "SPLITS",
+    "ClipName",
+    "DcaseScan",
+    "format_name",
+    "is_dcase",
+    "parse_name",
+    "scan_dcase",
+    "survey_dcase",
+]
 
 SPLITS = {
     "train": Split.TRAIN,
@@ -30,6 +40,8 @@ SPLITS = {
     "supplementary": Split.SUPPLEMENTAL,
 }
 """What the folders of a machine are called, in lower case, and whose clips lie in them."""
+FIRST_TABLES = 2022
+"""Year from which on the data sets have tables of attributes."""
 _PREFERENCE = ("test", "source_test", "target_test", "test_rename")  # the same clips may lie in several
 _DEPTH = 7
 _NUMBER = re.compile(r"\d{3,}")

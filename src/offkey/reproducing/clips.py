@@ -7,15 +7,13 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from offkey.data.dcase import SPLITS
+from offkey.data.dcase import FIRST_TABLES, SPLITS
 from offkey.data.source import NoRecordings, open_source
 from offkey.evaluation.protocol import ScoredClip, lacks
 from offkey.reproducing.plan import Plan, Unit, unit_of
 from offkey.types import ClipMeta, Condition, Content, Split
 
 __all__ = ["find_clips", "lacking", "lay_out", "mixtures", "read_listing", "without_table"]
-
-_FIRST_TABLES = 2022  # year from which on the data sets have tables of attributes
 
 
 def find_clips(plan: Plan) -> list[ClipMeta]:
@@ -71,7 +69,7 @@ def lacking(plan: Plan, clips: Sequence[ClipMeta]) -> list[str]:
 
 def without_table(plan: Plan, clips: Sequence[ClipMeta]) -> list[str]:
     """Judged machines or sections without a table of attributes beside their clips, in a year that has such tables."""
-    if plan.experiment.year < _FIRST_TABLES:
+    if plan.experiment.year < FIRST_TABLES:
         return []
     homes = {(unit_of(clip), _home(clip)) for clip in mixtures(clips, Split.TRAIN) if unit_of(clip) in plan.units}
     bare = {unit for unit, home in homes if not any(home.glob(f"attribute*_{unit.section}*.csv"))}
