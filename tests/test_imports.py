@@ -63,8 +63,8 @@ ROOMS["report/assemble"] = {
 }  # fmt: skip
 ROOMS["runtime"] = {"types", "manifest", "audio", "data"}
 ROOMS["exporting"] = {
-    "types", "files", "manifest", "audio", "encoders", "models", "scoring", "systems", "views", "detector", "runtime",
-    "__init__"
+    "types", "files", "manifest", "audio", "encoders", "models", "scoring", "systems", "views", "detector", "ensemble",
+    "separation", "runtime", "__init__"
 }  # fmt: skip
 ROOMS["__init__"] = {"detector", "fitting"}
 ROOMS["__main__"] = {"cli"}

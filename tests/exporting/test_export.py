@@ -15,8 +15,9 @@ from offkey.exporting import ExportError, check, export_detector, write
 from offkey.exporting.graph import graphs_of
 from offkey.exporting.networks import network_graph
 from offkey.runtime import Exported
+from offkey.separation.front_end import FrontEnd
 
-EXPORTED = ["loudness", "logmel-mahalanobis", "auto", "baseline", "system4", "retrieval"]
+EXPORTED = ["loudness", "logmel-mahalanobis", "auto", "baseline", "system4", "retrieval", "ensemble"]
 
 
 def clips_of(root: Path, machine: str) -> list[Path]:
@@ -114,14 +115,21 @@ def test_an_older_export_is_replaced_and_nothing_else(fitted: Callable[[str], An
         export_detector(detector, tmp_path / "mine")
 
 
+class Halver:
+    """A separator of somebody else's."""
+
+    def fingerprint(self) -> str:
+        return "half"
+
+
 def test_what_cannot_be_exported_is_said_in_words(fitted: Callable[[str], Any], tmp_path: Path) -> None:
     from dataclasses import replace
 
     with pytest.raises(ExportError, match="network of the kind Linear cannot be exported yet"):
         network_graph(torch.nn.Linear(1, 1))
     detector = replace(fitted("loudness").detector)
-    detector.front_end = object()  # type: ignore[assignment]
-    with pytest.raises(ExportError, match="through a separator"):
+    detector.front_end = FrontEnd(Halver())  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="the separator in front of this detector is a Halver, which cannot"):
         export_detector(detector, tmp_path / "out")
 
 

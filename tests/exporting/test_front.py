@@ -11,7 +11,16 @@ from offkey.audio.resample import Resample
 from offkey.encoders.beats import Beats
 from offkey.encoders.efficientat import EfficientAT
 from offkey.exporting.encoders import encoder_graph
-from offkey.exporting.front import FilterBank, MelGraph, PowerBands, ResampleGraph, Slope, framed
+from offkey.exporting.front import (
+    FilterBank,
+    Fourier,
+    InverseFourier,
+    MelGraph,
+    PowerBands,
+    ResampleGraph,
+    Slope,
+    framed,
+)
 
 
 @pytest.fixture
@@ -27,6 +36,19 @@ def test_power_is_that_of_a_fourier_transform(size: int) -> None:
     expected = torch.fft.rfft(frames.double()).abs().square()
     found = PowerBands(size, torch.eye(size // 2 + 1))(frames)
     assert (found - expected).abs().max() < 1e-5 * expected.max()
+
+
+@pytest.mark.parametrize("size", [16, 100, 400, 509, 512, 1024])
+def test_the_transform_and_its_inverse_are_those_of_torch(size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(2, 3, size, generator=generator)
+    expected = torch.fft.rfft(frames.double())
+    real, imaginary = Fourier(size)(frames)
+    assert (torch.complex(real, imaginary) - expected).abs().max() < 1e-6 * expected.abs().max()
+    # also of what is no transform of real frames: the first bin's imaginary part is not heard
+    spectrum = torch.randn(2, 3, size // 2 + 1, dtype=torch.complex64, generator=generator)
+    found = InverseFourier(size)(spectrum.real, spectrum.imag)
+    assert (found - torch.fft.irfft(spectrum, size)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("config", [MelConfig(), MelConfig(n_fft=400, hop=160, n_mels=40, scale="htk", floor_db=-80)])

@@ -26,9 +26,14 @@ CASES: list[dict[str, Any]] = [
     {"name": "density", "mode": "difference", "metric": "euclidean", "among": "domain"},
     {"name": "density", "mode": "variance", "metric": "euclidean", "standardise": True},
     {"name": "density", "mode": "log-variance", "metric": "euclidean", "parts": 2},
+    {"name": "density", "mode": "ratio", "among": "domain", "k_source": 16, "k_target": 3, "smote_ratio": 0.5},
+    {"name": "density", "mode": "log-variance", "among": "domain", "parts": 3, "smote_ratio": 0.4, "standardise": True},
+    {"name": "density", "index": "approximate"},
+    {"name": "neighbours", "index": "approximate", "k": 2},
     {"name": "neighbours", "metric": "cosine", "parts": 2, "smote_ratio": 0.5},
     {"name": "level"},
     {"name": "value"},
+    {"name": "value", "column": 2},
 ]
 
 
@@ -40,8 +45,10 @@ def test_the_cases_are_all_scorers() -> None:
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_a_scorer_as_a_module_gives_its_scores(case: dict[str, Any], offset: float) -> None:
+    if case.get("index") == "approximate":
+        pytest.importorskip("faiss")
     rng = np.random.default_rng(5)
-    width = 1 if case["name"] == "value" else 12
+    width = 1 if case == {"name": "value"} else 12
     points = rng.normal(size=(60, width)) @ rng.normal(size=(width, width)) + offset
     reference = Reference(points, domain=["source"] * 50 + ["target"] * 10, identity=rng.integers(0, 3, 60))
     scorer = build_scorer(TypeAdapter(ScorerConfig).validate_python(case), 0).fit(reference)
@@ -69,6 +76,15 @@ def test_a_scorer_of_another_kind_is_refused_in_words() -> None:
 
     with pytest.raises(ExportError, match="level cannot be exported yet; choose one of density, gmm"):
         scorer_graph(Odd().fit(Reference(np.ones((3, 1)))))
+
+
+@pytest.mark.parametrize("name", ["neighbours", "density"])
+def test_a_search_that_misses_neighbours_is_refused_in_words(name: str) -> None:
+    pytest.importorskip("faiss")
+    points = np.random.default_rng(0).normal(size=(1100, 3))
+    config = TypeAdapter(ScorerConfig).validate_python({"name": name, "index": "approximate"})
+    with pytest.raises(ExportError, match=f"the scorer {name} searches its 1100 references approximately"):
+        scorer_graph(build_scorer(config).fit(Reference(points)))
 
 
 @pytest.mark.parametrize("scores", [[1.0, 2.0, 2.0, 4.5, 9.0], [3.0, 3.0], np.random.default_rng(0).normal(size=200)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from offkey.audio.io import AudioError, prepare, read_clip
 from offkey.audio.mel import mel_centres
 from offkey.detector import Detector
+from offkey.ensemble import MEMBERS, Ensemble
 from offkey.runtime.exported import Exported
 from offkey.types import Batch, Clip, ClipMeta, Condition, Verdict
 
@@ -34,8 +35,9 @@ class Check:
     change in their last two bits: rounding in float32, which a network that learnt little can make large. Up to four
     times that is allowed where it passes `LARGEST_DIFFERENCE`. Differences are shares as `LARGEST_DIFFERENCE` says
     (with 8-bit weights: of the deviation of normal scores alone);
-    `alarms_changed` is how many clips changed sides. `auc` and `auc_detector` are the mean over machines of the area
-    under the ROC curve, as fractions, where the truth of test clips is at hand.
+    `members` tells, with 8-bit weights, the median change of each member's score in an ensemble, in deviations of its
+    own normal scores; `alarms_changed` is how many clips changed sides. `auc` and `auc_detector` are the mean over
+    machines of the area under the ROC curve, as fractions, where the truth of test clips is at hand.
     """
 
     clips: int
@@ -48,6 +50,7 @@ class Check:
     auc_detector: float | None
     int8: bool
     passed: bool
+    members: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -89,6 +92,8 @@ def check_export(
                 usable.append((meta, read_clip(meta.path, exported.audio)))
             except AudioError:
                 continue  # neither of the two can score it
+        if exported.longest is not None:
+            usable = [(meta, wave) for meta, wave in usable if len(wave) <= exported.longest]
         if not usable:
             continue
         keys = [exported.key_of(meta) for meta, _ in usable]
@@ -112,7 +117,18 @@ def check_export(
         auc_detector=_mean_auc([(expected, condition) for expected, _, condition in pairs]),
         int8=int8,
         passed=median <= LARGEST_SHIFT if int8 else largest <= max(LARGEST_DIFFERENCE, _OWN_NOISE * noise),
+        members=_moved(detector, pairs) if int8 and isinstance(detector, Ensemble) else {},
     )
+
+
+def _moved(detector: Ensemble, pairs: Sequence[tuple[Verdict, Verdict, Condition | None]]) -> dict[str, float]:
+    """The median change of each member's score."""
+    told = {}
+    for name, member in detector.members.items():
+        spread = {machine: _deviation(known.calibration.scores) for machine, known in member.machines.items()}
+        changes = [abs(theirs.parts[name] - mine.parts[name]) / spread[mine.machine] for mine, theirs, _ in pairs]
+        told[name] = float(np.median(changes))
+    return told
 
 
 def _nudged(waves: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
@@ -122,10 +138,14 @@ def _nudged(waves: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
 
 
 def _together(detector: Detector, machine: str, waves: Sequence[NDArray[np.float32]]) -> list[float]:
-    """The detector's scores of clips that are scored in one batch."""
+    """The detector's scores of clips that are scored in one batch; of an ensemble, in one a member."""
     import torch
 
-    prepared = [prepare(wave, detector.config.audio.rate, detector.config.audio) for wave in waves]
+    if isinstance(detector, Ensemble):  # its members may want their sound at different levels
+        parts = [_together(member, machine, waves) for member in detector.members.values()]
+        seen = {MEMBERS: np.array(parts).T}
+        return detector.machines[machine].judge(detector.config.scoring.scorers, seen)[0].tolist()
+    prepared = [detector.reader().prepare(wave, detector.config.audio.rate) for wave in waves]
     lengths = torch.tensor([len(wave) for wave in prepared])
     waveform = torch.zeros(len(prepared), int(lengths.max()))
     for row, wave in zip(waveform, prepared, strict=True):

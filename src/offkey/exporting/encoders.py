@@ -50,11 +50,13 @@ class EfficientATGraph(nn.Module):
         )  # fmt: skip
         self.patch_seconds, self.patch_offset = encoder.patch_seconds, encoder.patch_offset
         self.shortest = encoder.shortest
-        self.samples = round(encoder.patch_seconds * encoder.rate)
+        # samples that a patch stands for in each layer
+        self.samples = [encoder.settings.hop * encoder._shrink(layer) for layer in range(1, self.depth + 1)]
 
-    def patch_counts(self, lengths: Tensor) -> Tensor:
+    def patch_counts(self, lengths: Tensor, layer: int | None = None) -> Tensor:
         """Patches along time of clips of `lengths` samples; ONNX divides towards zero, so nothing is negative here."""
-        return torch.div(lengths + self.samples - 1, self.samples, rounding_mode="floor")
+        samples = self.samples[-1 if layer is None else layer - 1]
+        return torch.div(lengths + samples - 1, samples, rounding_mode="floor")
 
     def patches(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, Pt, Pf, D), zero past a clip's own."""
@@ -102,7 +104,7 @@ class BeatsGraph(nn.Module):
             rows = _buckets(distance, settings.num_buckets, settings.max_distance)
             self.register_buffer("bias", inner.relative_positions.weight.detach()[rows].clone())
 
-    def patch_counts(self, lengths: Tensor) -> Tensor:
+    def patch_counts(self, lengths: Tensor, layer: int | None = None) -> Tensor:  # noqa: ARG002 - all are alike
         """Patches along time of clips of `lengths` samples; ONNX divides towards zero, so nothing is negative here."""
         frames = torch.div((lengths - fbank.FRAME + fbank.HOP).clamp_min(0), fbank.HOP, rounding_mode="floor")
         return torch.div(frames, self.settings.input_patch_size, rounding_mode="floor")

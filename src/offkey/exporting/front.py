@@ -21,7 +21,19 @@ from offkey.audio.mel import LogMel
 from offkey.audio.resample import Resample
 from offkey.encoders.efficientat import EfficientAT
 
-__all__ = ["EncoderMel", "FilterBank", "MelGraph", "PowerBands", "ResampleGraph", "Slope", "framed", "own", "parted"]
+__all__ = [
+    "EncoderMel",
+    "FilterBank",
+    "Fourier",
+    "InverseFourier",
+    "MelGraph",
+    "PowerBands",
+    "ResampleGraph",
+    "Slope",
+    "framed",
+    "own",
+    "parted",
+]
 
 
 def own(counts: Tensor, width: int) -> Tensor:
@@ -65,41 +77,31 @@ class Slope(nn.Module):
         return slope * x + (1.0 - slope) * x.clamp_min(0.0)
 
 
-class PowerBands(nn.Module):
-    """Frames (B, F, N) to the power |X|² summed to bands by `filters` (M, N // 2 + 1): (B, F, M)."""
+class _Rows(nn.Module):
+    """Frames (B, F, N) to real and imaginary part of X[k], (B, F, kept, q) each: row k₁, column k₂."""
 
     first: Tensor
     second: Tensor
     turn_real: Tensor
     turn_imaginary: Tensor
-    filters: Tensor
 
-    def __init__(self, size: int, filters: Tensor) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        p = next(p for p in range(math.isqrt(size), 0, -1) if size % p == 0)
-        q = size // p
-        kept = p // 2 + 1  # the other rows are mirror images of these: the frames are real
-        self.p, self.q, self.kept = p, q, kept
-
-        def turns(rows: int, columns: int, points: int) -> tuple[Tensor, Tensor]:
-            angle = torch.arange(rows)[:, None] * torch.arange(columns) % points * (2.0 * math.pi / points)
-            return angle.double().cos(), angle.double().sin()
-
-        c, s = turns(kept, p, p)
+        self.p, self.q, self.kept = p, q, kept = _parts(size)
+        c, s = _turns(kept, p, p)
         self.register_buffer("first", torch.cat([c, -s]).float())
-        c, s = turns(kept, q, size)
+        c, s = _turns(kept, q, size)
         self.register_buffer("turn_real", c.float())
         self.register_buffer("turn_imaginary", s.float())
-        c, s = turns(q, q, q)
+        c, s = _turns(q, q, q)
         self.register_buffer("second", torch.cat([torch.cat([c, -s], 1), torch.cat([s, c], 1)]).float())
         bins = torch.arange(size // 2 + 1)
-        bins = torch.where(bins % p < kept, bins, size - bins)
-        moved = torch.zeros(len(filters), kept * q)
-        moved[:, bins % p * q + bins // p] = filters.float()
-        self.register_buffer("filters", moved.T.contiguous())
+        self.mirrored = bins % p >= kept
+        bins = torch.where(self.mirrored, size - bins, bins)
+        self.places = bins % p * q + bins // p
+        """(N // 2 + 1,) where each bin lies in a flattened part; of those `mirrored`, it is the conjugate."""
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Sum each frame's power to bands."""
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         half = self.first @ parted(frames, 2, self.p, self.q)  # (B, F, 2·kept, q)
         real, imaginary = half[..., : self.kept, :], half[..., self.kept :, :]
         turned = torch.cat(
@@ -110,8 +112,97 @@ class PowerBands(nn.Module):
             -1,
         )
         spectrum = turned @ self.second
-        power = spectrum[..., : self.q].square() + spectrum[..., self.q :].square()
-        return power.flatten(-2) @ self.filters
+        return spectrum[..., : self.q], spectrum[..., self.q :]
+
+
+def _parts(size: int) -> tuple[int, int, int]:
+    """p, q with p·q = `size` and p ≤ q, and the rows that are kept: of real frames the others are mirror images."""
+    p = next(p for p in range(math.isqrt(size), 0, -1) if size % p == 0)
+    return p, size // p, p // 2 + 1
+
+
+def _turns(rows: int, columns: int, points: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (rows, columns) of 2π·row·column / points."""
+    angle = torch.arange(rows)[:, None] * torch.arange(columns) % points * (2.0 * math.pi / points)
+    return angle.double().cos(), angle.double().sin()
+
+
+class PowerBands(nn.Module):
+    """Frames (B, F, N) to the power |X|² summed to bands by `filters` (M, N // 2 + 1): (B, F, M)."""
+
+    filters: Tensor
+
+    def __init__(self, size: int, filters: Tensor) -> None:
+        super().__init__()
+        self.rows = _Rows(size)
+        moved = torch.zeros(len(filters), self.rows.kept * self.rows.q)
+        moved[:, self.rows.places] = filters.float()
+        self.register_buffer("filters", moved.T.contiguous())
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Sum each frame's power to bands."""
+        real, imaginary = self.rows(frames)
+        return (real.square() + imaginary.square()).flatten(-2) @ self.filters
+
+
+class Fourier(nn.Module):
+    """`torch.fft.rfft` of frames (B, F, N), as real and imaginary part (B, F, N // 2 + 1)."""
+
+    sign: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.rows = _Rows(size)
+        self.register_buffer("sign", torch.where(self.rows.mirrored, -1.0, 1.0))
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform each frame."""
+        real, imaginary = self.rows(frames)
+        return real.flatten(-2)[..., self.rows.places], imaginary.flatten(-2)[..., self.rows.places] * self.sign
+
+
+class InverseFourier(nn.Module):
+    """`torch.fft.irfft` of real and imaginary part (B, F, N // 2 + 1): frames (B, F, N).
+
+    The same two products the other way: of bin k = q·a + b and sample n = n₁ + p·n₂,
+    x[n] = Re Σ_b e^(2πi b n₂ / q) · e^(2πi b n₁ / N) · Σ_a e^(2πi a n₁ / p) · c[k] X[k], with c[k] = 2 / N, half of it
+    for the bins that have no mirror image.
+    """
+
+    share: Tensor
+    first: Tensor
+    second: Tensor
+    turn_real: Tensor
+    turn_imaginary: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.p, self.q, self.kept = p, q, kept = _parts(size)
+        bins = torch.arange(size // 2 + 1)
+        self.register_buffer("share", torch.where((bins == 0) | (2 * bins == size), 1.0, 2.0) / size)
+        self.missing = kept * q - len(bins)
+        c, s = _turns(p, kept, p)
+        self.register_buffer("first", torch.cat([torch.cat([c, -s], 1), torch.cat([s, c], 1)]).float())
+        c, s = _turns(p, q, size)
+        self.register_buffer("turn_real", c.float())
+        self.register_buffer("turn_imaginary", s.float())
+        c, s = _turns(q, q, q)
+        self.register_buffer("second", torch.cat([c, -s]).float())
+
+    def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """Transform each frame back."""
+        both = torch.stack([real, imaginary], 2) * self.share
+        both = parted(nn.functional.pad(both, (0, self.missing)), 3, self.kept, self.q).flatten(2, 3)
+        both = self.first @ both  # (B, F, 2·p, q)
+        real, imaginary = both[..., : self.p, :], both[..., self.p :, :]
+        turned = torch.cat(
+            [
+                real * self.turn_real - imaginary * self.turn_imaginary,
+                real * self.turn_imaginary + imaginary * self.turn_real,
+            ],
+            -1,
+        )
+        return (turned @ self.second).transpose(2, 3).flatten(2)
 
 
 class MelGraph(nn.Module):

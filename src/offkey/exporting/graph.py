@@ -1,4 +1,8 @@
-"""The whole way from waveforms to scores as one module: level, front end, network, views, scorers, blend, p-value."""
+"""The whole way from waveforms to scores as one module: separator, level, network, views, scorers, blend, p-value.
+
+An ensemble is a detector whose only view are its members' scores, and so it is here: its module holds one of the same
+kind for each member. What members share, down to a whole encoder, is found and computed once when the file is written.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from offkey.audio.io import AudioConfig
 from offkey.audio.mel import LogMel
 from offkey.detector import Detector, MachineDetector
+from offkey.ensemble import MEMBERS, Ensemble
 from offkey.exporting.front import MelGraph, own
 from offkey.exporting.networks import Heard, network_graph, shortest_samples
 from offkey.exporting.problem import ExportError
 from offkey.exporting.scorers import BlendGraph, PValues, scorer_graph
+from offkey.exporting.separators import SeparatorGraph, front_end_graph
 from offkey.models.config import DiscriminativeConfig, RetrievalConfig
 from offkey.models.error_pooling import pool_errors
 from offkey.models.statistics import LogMelStatistics, Loudness
@@ -40,14 +47,32 @@ class Judged(NamedTuple):
 class DetectorGraph(nn.Module):
     """(waveform (B, T), lengths (B,), machine (B,)) to `Judged`; `machine` counts the names in `machines`.
 
-    T must be at least `shortest`; `lengths` are each clip's own samples, 1 or more.
+    T must be at least `shortest`; `lengths` are each clip's own samples, 1 or more, and `longest` at most, where that
+    is not None. `audio` says how files are read for it. The `members` of an ensemble have the same `machines`.
     """
 
-    def __init__(self, config: SystemConfig, network: nn.Module | None, machines: Mapping[str, MachineDetector]):
+    shortest: int
+    longest: int | None
+    separates: bool
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        network: nn.Module | None,
+        machines: Mapping[str, MachineDetector],
+        separator: SeparatorGraph | None = None,
+        members: Sequence[DetectorGraph] = (),
+    ) -> None:
         super().__init__()
         self.config = config
+        self.audio = _heard_by(members) if members else config.audio
         self.machines = tuple(machines)
-        self.shortest = shortest_samples(network)
+        self.separator = separator
+        self.members = nn.ModuleList(members)
+        self.shortest = max([shortest_samples(network), *(member.shortest for member in members)])
+        bounds = [member.longest for member in members] if members else [separator.longest if separator else None]
+        self.longest = min((bound for bound in bounds if bound is not None), default=None)
+        self.separates = separator is not None or any(member.separates for member in members)
         entries = config.scoring.scorers
         self.views = list(dict.fromkeys(entry.view for entry in entries))
         heard = {"network", "error", "residual"} & set(self.views)
@@ -62,13 +87,21 @@ class DetectorGraph(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor, machine: Tensor) -> Judged:
         """Judge a batch."""
-        waveform = waveform * own(lengths, waveform.shape[1])
-        if self.config.audio.level_dbfs is not None:
-            waveform = _level(waveform, lengths, self.config.audio.level_dbfs)
-        seen = self._views(waveform, lengths)
+        if self.members:  # each of them hears in its own way
+            seen = {MEMBERS: torch.stack([member(waveform, lengths, machine).score for member in self.members], 1)}
+        else:
+            seen = self._views(*self._hear(waveform, lengths))
         told = [judge(seen) for judge in self.judges]
         # Every machine's scorers judge every clip, and its own one's answer is taken: they cost little beside the net.
         return Judged(*(_pick([answer[place] for answer in told], machine) for place in range(len(OUTPUTS))))
+
+    def _hear(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.separator is not None:
+            waveform = self.separator(waveform, lengths)
+        waveform = waveform * own(lengths, waveform.shape[1])
+        if self.config.audio.level_dbfs is not None:
+            waveform = _level(waveform, lengths, self.config.audio.level_dbfs)
+        return waveform, lengths
 
     def _views(self, waveform: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         batch = Batch(waveform, lengths, None, torch.zeros_like(lengths))
@@ -132,16 +165,47 @@ def graphs_of(detector: Detector) -> dict[str, DetectorGraph]:
 
     Raises ExportError, in words, where a part of the detector cannot be exported.
     """
-    if detector.config.kind == "ensemble":
-        raise ExportError("an ensemble cannot be exported yet; export its members (members/NAME) one by one")
-    if detector.front_end is not None:
-        raise ExportError(
-            "this detector hears every clip through a separator (separation.front_end), which cannot be exported; "
-            "fit it without one, or score with the detector itself"
+    hearers = list(detector.members.values()) if isinstance(detector, Ensemble) else [detector]
+    names = list(detector.machines)
+    if all(not hearer.networks or SHARED in hearer.networks for hearer in hearers):
+        return {"model": _graph(detector, names)}
+    return {f"model{number}": _graph(detector, [name]) for number, name in enumerate(names)}
+
+
+def _graph(detector: Detector, names: Sequence[str]) -> DetectorGraph:
+    """The module for some machines, which share a network where a detector has any."""
+    machines = {name: detector.machines[name] for name in names}
+    if isinstance(detector, Ensemble):
+        return DetectorGraph(
+            detector.config, None, machines, members=[_member(*member, names) for member in detector.members.items()]
         )
-    if not detector.networks or SHARED in detector.networks:
-        return {"model": DetectorGraph(detector.config, detector.networks.get(SHARED), detector.machines)}
-    return {
-        f"model{number}": DetectorGraph(detector.config, detector.networks[name], {name: known})
-        for number, (name, known) in enumerate(detector.machines.items())
-    }
+    front_end = detector.front_end
+    separator = None if front_end is None else front_end_graph(front_end, detector.config.audio)
+    network = detector.networks.get(SHARED, detector.networks.get(names[0]))
+    return DetectorGraph(detector.config, network, machines, separator)
+
+
+def _member(name: str, detector: Detector, machines: Sequence[str]) -> DetectorGraph:
+    try:
+        return _graph(detector, machines)
+    except ExportError as error:
+        raise ExportError(f"the member {name} of this ensemble: {error}") from error
+
+
+def _heard_by(members: Sequence[DetectorGraph]) -> AudioConfig:
+    """How files are read for several members; raises ExportError where one reading does not suit all of them."""
+    heard = [member.audio for member in members]
+    for name in ("rate", "channel"):
+        told = {str(getattr(audio, name)) for audio in heard}
+        if len(told) > 1:
+            raise ExportError(
+                f"the members of this ensemble differ in audio.{name} ({', '.join(sorted(told))}), and an exported "
+                "detector reads a file in one way; fit them alike, or export them (members/NAME) one by one"
+            )
+    levels = {audio.level_dbfs for audio in heard}
+    return heard[0].model_copy(
+        update={
+            "level_dbfs": levels.pop() if len(levels) == 1 else None,
+            "min_seconds": max(audio.min_seconds for audio in heard),
+        }
+    )

@@ -80,17 +80,12 @@ def _traceable(network: nn.Module) -> nn.Module:
 
 
 class _Retrieval(nn.Module):
-    """A frozen encoder's last layer, pooled."""
+    """Layers of a frozen encoder, pooled."""
 
     network: Retrieval
 
     def __init__(self, network: Retrieval) -> None:
         super().__init__()
-        if list(network.layers) != [network.encoder.depth]:
-            raise ExportError(
-                f"retrieval over the layers {list(network.layers)} cannot be exported yet, only over the last one "
-                f"({network.encoder.depth}, model.layers = [-1]); score with the detector itself"
-            )
         self.shortest = shortest_samples(network)
         self.add_module("network", _traceable(network))
 
@@ -98,8 +93,8 @@ class _Retrieval(nn.Module):
         network = self.network
         lengths = lengths.clamp_min(self.shortest)
         heard, own = network.resample(waveform, lengths), network.resample.lengths(lengths)
-        grid = network.encoder.patches(heard, own)
-        return Heard(network.pool([grid], [network.encoder.patch_counts(own)]))
+        grids = network.encoder.layers(heard, own, network.layers)
+        return Heard(network.pool(grids, [network.encoder.patch_counts(own, layer) for layer in network.layers]))
 
 
 def _batch(waveform: Tensor, lengths: Tensor) -> Batch:

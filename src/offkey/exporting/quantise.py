@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from offkey.exporting.trace import require
 
 __all__ = ["quantise"]
 
-_SCOPE = "/network/"
+_SCOPE = re.compile(r"(?:/members\.(?P<member>\d+))?/network/")
 _SPARED = ("/mel/", "/front/", "/resample/", "/statistics/")  # below the network, but arithmetic and no weights
 _SMALLEST = 1024  # numbers in a weight that is worth it
 
 
-def quantise(source: Path, place: Path) -> Path:
-    """Write the model `source` with 8-bit weights to `place`, which may be the same; metadata stays."""
+def quantise(source: Path, place: Path, spared: Collection[int] = ()) -> Path:
+    """Write the model `source` with 8-bit weights to `place`, which may be the same; metadata stays.
+
+    Of an ensemble, the members of the numbers `spared` stay exact.
+    """
     require("onnxruntime")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -34,7 +38,10 @@ def quantise(source: Path, place: Path) -> Path:
     weights = {entry.name: entry for entry in model.graph.initializer}
     products = []
     for node in model.graph.node:
-        if not node.name.startswith(_SCOPE) or any(part in node.name for part in _SPARED):
+        scope = _SCOPE.match(node.name)
+        if scope is None or any(part in node.name for part in _SPARED):
+            continue
+        if scope["member"] is not None and int(scope["member"]) in spared:
             continue
         given = weights.get(node.input[1]) if len(node.input) > 1 else None
         if given is None or given.data_type != onnx.TensorProto.FLOAT or int(np.prod(given.dims)) < _SMALLEST:

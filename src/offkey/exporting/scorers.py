@@ -26,6 +26,7 @@ from offkey.scoring import (
     Scorer,
     scorer_from_state,
 )
+from offkey.scoring.bank import FEWEST
 from offkey.scoring.density import smallest_distance
 from offkey.scoring.reconstruction import Value
 
@@ -116,6 +117,12 @@ class _Near(_Graph):
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__(scorer)
+        if scorer.options.index == "approximate" and max(scorer.state()["sizes"]) > FEWEST:
+            raise ExportError(
+                f"the scorer {scorer.name} searches its {len(self.points)} references approximately (index = "
+                '"approximate"), which has no form in ONNX, and an exact search would give other scores; fit with '
+                'index = "exact", or score with the detector itself'
+            )
         self.cosine = scorer.options.metric == "cosine"
         width = self.points.shape[1] // scorer.options.parts
         self.columns = [slice(at, at + width) for at in range(0, self.points.shape[1], width)]
@@ -189,7 +196,7 @@ class _Level(_Graph):
 
 class _Value(_Graph):
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, 0]
+        return x[:, self.options.column or 0]
 
 
 SCORER_GRAPHS: dict[type[Scorer], type[_Graph]] = {

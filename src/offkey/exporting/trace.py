@@ -29,7 +29,7 @@ LARGEST = 1_900_000_000
 def onnx_bytes(graph: DetectorGraph) -> bytes:
     """Trace a module with two clips of unequal length, so that nothing is taken for unpadded."""
     require("onnx")
-    rate = graph.config.audio.rate
+    rate = graph.audio.rate
     samples = max(2 * rate, 2 * graph.shortest)
     generator = torch.Generator().manual_seed(0)
     waveform = 0.1 * torch.randn(2, samples, generator=generator)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offkey.detector import Detector
-from offkey.exporting.check import Check, check_export
+from offkey.exporting.check import LARGEST_SHIFT, Check, check_export
 from offkey.exporting.graph import INPUTS, OUTPUTS, DetectorGraph, graphs_of
 from offkey.exporting.problem import ExportError
 from offkey.exporting.quantise import quantise
@@ -67,10 +67,11 @@ def export_detector(
             if len(content) > LARGEST:
                 raise ExportError(
                     f"the detector takes {len(content) / 1e9:.1f} GB and an ONNX file at most 2 GB; fewer reference "
-                    "clips, or an exact scorer with fewer of them (mahalanobis), make it smaller"
+                    "clips, fewer members, or an exact scorer with fewer clips (mahalanobis) make it smaller"
                 )
             tidy(content, place / f"{stem}.onnx", _metadata(detector, graph, int8))
         _describe(detector, graphs, place, False, None)
+        spared: Sequence[str] = ()
         say("checking against the detector")
         exact = check = check_export(detector, Exported.load(place), clips)
         if not exact.passed:
@@ -78,21 +79,49 @@ def export_detector(
                 f"the exported detector does not give the detector's scores, so it was deleted: {exact.told()}"
             )
         if int8:
-            for stem in graphs:
-                quantise(place / f"{stem}.onnx", place / f"{stem}.onnx")
-            _describe(detector, graphs, place, True, None)
-            check = check_export(detector, Exported.load(place), clips, int8=True)
+            whole = Path(made) / "exact"
+            place.rename(whole)
+            place.mkdir()
+            check, spared = _in_bytes(detector, graphs, whole, place, clips, say)
             if not check.passed:
                 raise ExportError(
                     f"8-bit weights change this detector's scores too much, so it was deleted: {check.told()}; "
                     "export it without --int8"
                 )
-        _describe(detector, graphs, place, int8, check)
+        _describe(detector, graphs, place, int8, check, spared)
         if folder.exists():
             shutil.rmtree(folder)
         place.rename(folder)
     size = sum((folder / f"{stem}.onnx").stat().st_size for stem in graphs)
     return Export(folder, size / 1e6, check, exact)
+
+
+def _in_bytes(
+    detector: Detector,
+    graphs: dict[str, DetectorGraph],
+    whole: Path,
+    place: Path,
+    clips: Sequence[ClipMeta],
+    say: Callable[[str], None],
+) -> tuple[Check, Sequence[str]]:
+    """Write the files of `whole` with 8-bit weights into `place`; what was found, and which members stay exact.
+
+    Those are the members that would not pass the check by themselves, as long as others have weights to keep small.
+    """
+    names = detector.config.scoring.names
+    members = next(iter(graphs.values())).members
+    networks = {name for name, member in zip(names, members, strict=False) if member.network is not None}
+    spared: list[str] = []
+    while True:
+        for stem in graphs:
+            quantise(whole / f"{stem}.onnx", place / f"{stem}.onnx", [names.index(name) for name in spared])
+        _describe(detector, graphs, place, True, None, spared)
+        check = check_export(detector, Exported.load(place), clips, int8=True)
+        moved = [name for name, change in check.members.items() if change > LARGEST_SHIFT]
+        if spared or not moved or not set(moved) < networks:
+            return check, spared
+        spared = moved
+        say(f"8-bit weights change {', '.join(moved)} too much: exact weights there")
 
 
 def _metadata(detector: Detector, graph: DetectorGraph, int8: bool) -> dict[str, str]:
@@ -104,9 +133,10 @@ def _metadata(detector: Detector, graph: DetectorGraph, int8: bool) -> dict[str,
         "offkey.version": __version__,
         "offkey.format": str(FORMAT),
         "offkey.system": detector.config.system,
-        "offkey.rate": str(detector.config.audio.rate),
-        "offkey.level_dbfs": json.dumps(detector.config.audio.level_dbfs),
+        "offkey.rate": str(graph.audio.rate),
+        "offkey.level_dbfs": json.dumps(graph.audio.level_dbfs),
         "offkey.min_samples": str(graph.shortest),
+        "offkey.max_samples": json.dumps(graph.longest),
         "offkey.machines": json.dumps(list(graph.machines), ensure_ascii=False),
         "offkey.thresholds": json.dumps([_finite(machine.calibration.threshold()) for machine in known.values()]),
         "offkey.scorers": json.dumps(detector.config.scoring.names),
@@ -115,12 +145,18 @@ def _metadata(detector: Detector, graph: DetectorGraph, int8: bool) -> dict[str,
 
 
 def _describe(
-    detector: Detector, graphs: dict[str, DetectorGraph], folder: Path, int8: bool, check: Check | None
+    detector: Detector,
+    graphs: dict[str, DetectorGraph],
+    folder: Path,
+    int8: bool,
+    check: Check | None,
+    spared: Sequence[str] = (),
 ) -> None:
     """Write `export.json` and the manifest."""
     from offkey import __version__
 
-    audio = detector.config.audio
+    parts = list(graphs.values())
+    audio = parts[0].audio  # the files differ in machines and networks alone
     machines: dict[str, Any] = {}
     for stem, graph in graphs.items():
         for index, name in enumerate(graph.machines):
@@ -138,11 +174,14 @@ def _describe(
         "offkey": __version__,
         "system": detector.config.system,
         "weights": "int8" if int8 else "float32",
+        "exact_members": list(spared),
         "rate": audio.rate,
         "channel": audio.channel,
         "level_dbfs": audio.level_dbfs,
         "min_seconds": audio.min_seconds,
-        "min_samples": max(graph.shortest for graph in graphs.values()),
+        "min_samples": max(graph.shortest for graph in parts),
+        "max_samples": parts[0].longest,
+        "one_by_one": parts[0].separates,
         "inputs": list(INPUTS),
         "outputs": list(OUTPUTS),
         "scorers": list(detector.config.scoring.names),

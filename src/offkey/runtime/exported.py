@@ -51,7 +51,8 @@ class Exported:
     """An exported detector: verdicts as the detector gives them, without torch.
 
     `audio` says how files are read (the level is brought to its value inside the graph); `scorers` are the names of
-    the parts of a score; `description` is all of `export.json`.
+    the parts of a score; `description` is all of `export.json`. `longest` is the number of samples above which a clip
+    is refused, None where there is no such bound; `one_by_one` says that clips are scored so, for the sake of memory.
     """
 
     folder: Path
@@ -61,6 +62,8 @@ class Exported:
     shortest: int
     description: Mapping[str, Any]
     threads: int = 0
+    longest: int | None = None
+    one_by_one: bool = False
 
     def __post_init__(self) -> None:
         """Nothing is loaded before it is needed."""
@@ -93,6 +96,8 @@ class Exported:
                 rate=told["rate"], channel=told["channel"], level_dbfs=None, min_seconds=told["min_seconds"]
             )
             names, shortest = [str(name) for name in told["scorers"]], int(told["min_samples"])
+            longest = None if told.get("max_samples") is None else int(told["max_samples"])
+            one_by_one = bool(told.get("one_by_one", False))
         except ManifestError as error:
             raise RuntimeProblem(str(error)) from None
         except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -102,7 +107,7 @@ class Exported:
             raise RuntimeProblem(
                 f"{folder}: {', '.join(lost) or 'every machine'} is missing; export the detector again"
             )
-        return cls(folder, machines, audio, names, shortest, told, threads)
+        return cls(folder, machines, audio, names, shortest, told, threads, longest, one_by_one)
 
     def threshold(self, machine: str) -> float:
         """The score above which `machine` raises an alarm; infinite where too few normal clips back the rate."""
@@ -138,7 +143,7 @@ class Exported:
         def read(meta: ClipMeta) -> tuple[NDArray[np.float32], str] | str:
             try:
                 key = self.key_of(meta, machine)
-                return read_clip(meta.path, self.audio), key
+                return self._bounded(read_clip(meta.path, self.audio)), key
             except AudioError as error:
                 return error.problem
             except RuntimeProblem as error:
@@ -159,14 +164,16 @@ class Exported:
                     progress(done, len(metas))
 
     def judge(self, waves: Sequence[NDArray[np.float32]], keys: Sequence[str]) -> list[Verdict]:
-        """Verdicts of clips (T,) at the model's rate that are of the machines `keys`; any lengths together."""
+        """Verdicts of clips (T,) at the model's rate that are of the machines `keys`; any lengths together.
+
+        Raises RuntimeProblem for a clip that is longer than `longest`.
+        """
         verdicts: dict[int, Verdict] = {}
-        for file in dict.fromkeys(self.machines[key].file for key in keys):
-            rows = [row for row, key in enumerate(keys) if self.machines[key].file == file]
+        for file, rows in self._calls(keys):
             lengths = np.array([len(waves[row]) for row in rows], dtype=np.int64)
             batch = np.zeros((len(rows), max(int(lengths.max()), self.shortest)), dtype=np.float32)
             for place, row in enumerate(rows):
-                batch[place, : lengths[place]] = waves[row]
+                batch[place, : lengths[place]] = self._bounded(waves[row])
             machine = np.array([self.machines[keys[row]].number for row in rows], dtype=np.int64)
             given = {"waveform": batch, "lengths": lengths, "machine": machine}
             names = ["score", "p_value", "threshold", "is_anomalous", "parts"]
@@ -175,6 +182,21 @@ class Exported:
                 told = dict(zip(self.scorers, map(float, parts), strict=True))
                 verdicts[row] = Verdict(float(score), float(p_value), float(threshold), bool(alarm), keys[row], told)
         return [verdicts[row] for row in range(len(keys))]
+
+    def _calls(self, keys: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+        """A file, and the rows that go through it at a time."""
+        for file in dict.fromkeys(self.machines[key].file for key in keys):
+            rows = [row for row, key in enumerate(keys) if self.machines[key].file == file]
+            yield from ((file, [row]) for row in rows) if self.one_by_one else [(file, rows)]
+
+    def _bounded(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.longest is not None and len(wave) > self.longest:
+            rate = self.audio.rate
+            raise RuntimeProblem(
+                f"too long: {len(wave) / rate:.1f} s, and this exported detector hears at most "
+                f"{self.longest / rate:.1f} s at a time; cut the recording, or score it with the detector itself"
+            )
+        return wave
 
     def key_of(self, meta: ClipMeta, machine: str | None = None) -> str:
         """The machine that a clip is judged as; raises RuntimeProblem where that is not known."""

@@ -29,7 +29,10 @@ from offkey.separation.config import SeparatorConfig
 from offkey.separation.locoformer import Moments, TFLocoformer
 from offkey.types import Float, Int, OffkeyError
 
-__all__ = ["Separator", "SeparatorError", "add_up"]
+__all__ = ["CHUNK_SECONDS", "Separator", "SeparatorError", "add_up"]
+
+CHUNK_SECONDS = 30.0
+"""Longer clips are separated in chunks, unless something else is asked for."""
 
 FORMAT = 1
 _KIND = Kind("separator", FORMAT, ("config.json", "model.safetensors"), "offkey fit-separator SOURCE")
@@ -110,7 +113,7 @@ class Separator(nn.Module):
 
     @torch.no_grad()
     def separate(
-        self, waveform: NDArray[np.float32], chunk_seconds: float = 30.0, overlap_seconds: float | None = None
+        self, waveform: NDArray[np.float32], chunk_seconds: float = CHUNK_SECONDS, overlap_seconds: float | None = None
     ) -> NDArray[np.float32]:
         """Separate one clip (T,) of any length into (2, T) float32, in chunks where it is longer than one.
 
