@@ -578,3 +578,44 @@ def test_half_precision_files_become_float32():
     _, weights, _ = golden()
     encoder = from_file(weights={name: weight.half() for name, weight in weights.items()})
     assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+
+
+# ---- the quick way of scoring beside that of training
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"gru_rel_pos": False}, {"relative_position_embedding": False, "gru_rel_pos": False}]
+)
+@pytest.mark.parametrize("scores", [2**17, 700])
+def test_scoring_and_training_ways_agree(monkeypatch, changes, scores):
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_attention_heads": 4, "conv_pos": 16}
+    encoder = Beats.build(sizes | changes).eval()
+    for weight in encoder.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    monkeypatch.setattr(beats, "_MASK_ELEMENTS", 1)  # every clip counts as long
+    monkeypatch.setattr(beats, "_SCORE_ELEMENTS", scores)
+    monkeypatch.setattr(beats, "_TOKENS_AT_A_TIME", 37)
+    clips, lengths = noise(4, 24000), torch.tensor([24000, 9000, 24000, 4000])
+    learnt = encoder.layers(clips, lengths, range(1, encoder.depth + 1))
+    assert learnt[0].requires_grad
+    with torch.inference_mode():
+        for quick, slow in zip(encoder.layers(clips, lengths, range(1, encoder.depth + 1)), learnt, strict=True):
+            close(quick, slow.detach(), 3e-6)
+
+
+def test_long_clips_take_the_way_without_gradients(monkeypatch):
+    encoder, met = small(), []
+    monkeypatch.setattr(beats, "_MASK_ELEMENTS", 1)
+    kept = beats.LongConvolution
+    monkeypatch.setattr(beats, "LongConvolution", lambda *given: met.append(1) or kept(*given))
+    encoder.patches(noise(1, 32000)).sum().backward()
+    assert not met
+    assert encoder.pos_conv.parametrizations.weight.original1.grad.abs().sum() > 0
+    with torch.no_grad():
+        encoder.patches(noise(1, 32000))
+    assert met
+
+
+def test_the_bias_of_pairs_lies_in_order():
+    assert small()._bias(24).is_contiguous()  # otherwise reading it takes ten times as long

@@ -297,3 +297,24 @@ def test_exchanged_streams_are_embedded_beside_the_clip_and_leave_its_statistics
 def test_a_model_with_one_stream_has_none_to_exchange() -> None:
     with pytest.raises(OffkeyError, match=r"augmentation\.featex.*model\.use_tgram"):
         Discriminative(LogMel(8000), DiscriminativeConfig(use_tgram=False), stream_exchange=Swap())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_norms_inside_convolutions_change_nothing(padded):
+    torch.manual_seed(0)
+    net = MobileFaceNet(2, width=0.25).eval()
+    for part in net.modules():
+        if isinstance(part, ClipBatchNorm):
+            torch.nn.init.normal_(part.running_mean)
+            torch.nn.init.uniform_(part.running_var, 0.5, 2.0)
+            torch.nn.init.uniform_(part.weight, 0.5, 2.0)
+            torch.nn.init.normal_(part.bias)
+    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    x, frames = torch.randn(3, 2, 64, 80), torch.tensor([80, 33, 51]) if padded else None
+    folded = net(x, frames)
+    for part in net.modules():
+        if hasattr(part, "_normal"):
+            part._normal = lambda y, mask, part=part: part.norm(part.convolution(y), mask)
+    expected = net(x, frames)
+    assert (folded - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert all(torch.equal(value, kept[name]) for name, value in net.state_dict().items())

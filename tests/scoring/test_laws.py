@@ -16,6 +16,7 @@ from offkey.scoring import (
     build_scorer,
     scorer_from_state,
 )
+from offkey.scoring.base import _canonical_order
 from offkey.types import Condition, Domain
 
 ADAPTER = TypeAdapter(ScorerConfig)
@@ -281,3 +282,25 @@ def test_an_unknown_scorer_and_an_unknown_option_are_refused():
         ADAPTER.validate_python({"name": "neighbours", "neighbors": 3})
     with pytest.raises(ScoringError, match="build_scorer"):
         SCORERS["gmm"](ADAPTER.validate_python({"name": "level"}))
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_the_order_of_clips_is_that_of_all_their_bytes(distinct):
+    generator = np.random.default_rng(3)
+    points = generator.normal(size=(60, 5)) if distinct else generator.integers(-1, 2, size=(60, 5)).astype(float)
+    domain = generator.choice(["source", "target", "unknown"], 60)
+    reference = Reference(points, domain, generator.integers(-1, 3, 60), frame_error=generator.integers(0, 2, 60))
+    codes = [["source", "target", "unknown"].index(name) for name in domain]
+    rows = np.column_stack([codes, reference.identity, reference.frame_error, points]) + 0.0
+    expected = sorted(range(60), key=lambda row: rows[row].tobytes())
+    assert _canonical_order(reference).tolist() == expected
+
+
+def test_a_part_of_a_reference_is_as_good_as_a_new_one():
+    whole = Reference(np.arange(12.0).reshape(4, 3), ["source", "target", "source", "unknown"], np.arange(4))
+    part = whole.take([2, 0])
+    assert part.domain.tolist() == ["source", "source"]
+    assert part.identity.tolist() == [2, 0]
+    assert part.frame_error is None
+    with pytest.raises(ValueError, match="read-only"):
+        part.embedding[0, 0] = 1.0

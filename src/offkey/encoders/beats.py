@@ -24,6 +24,7 @@ from offkey.audio import fbank
 from offkey.encoders.base import Encoder, EncoderError
 from offkey.encoders.beats_file import SILENT, BeatsArchitecture, check_weights, own_names
 from offkey.encoders.checkpoint import Checkpoint
+from offkey.encoders.long_convolution import LongConvolution
 from offkey.types import Float, Int
 
 __all__ = ["Beats", "BeatsArchitecture"]
@@ -32,7 +33,9 @@ _MEAN, _DEVIATION = 15.41663, 6.55582  # of AudioSet's filter bank, as the autho
 _FULL_SCALE = 2.0**15
 _MASK_ELEMENTS = 2**18  # of attention bias at a time, which then stays in a core's cache
 _MASK_ELEMENTS_ACCELERATOR = 2**28
-_TOKENS_AT_A_TIME = 512  # of the wide layer, for the same reason
+_SCORE_ELEMENTS = 2**17  # of the scores of one head at a time, which meet as much of the bias in a core's cache
+_BY_WAVES = 3  # kernels' lengths of tokens from which on a convolution by waves is quicker
+_TOKENS_AT_A_TIME = 1024  # of the wide layer: more do not fit into a cache, fewer make products slower
 
 
 class _Group(NamedTuple):
@@ -101,11 +104,15 @@ class _Attention(nn.Module):
             ]
             return self.out_proj(torch.cat([part.flatten(0, 1) for part in heard]).flatten(1))
         most = _MASK_ELEMENTS if x.device.type == "cpu" else _MASK_ELEMENTS_ACCELERATOR
+        by_products = x.device.type == "cpu" and q.dtype == torch.float32 and not (self.training and self.dropout)
         out = torch.empty_like(q)
         for group in groups:
             gq, gk, gv, go = (group.of(part) for part in (q, k, v, out))
             gg = None if gate is None else group.of(gate)
             at_once = most // group.tokens**2
+            if by_products and at_once < self.heads:
+                self._attend_in_blocks(gq, gk, gv, go, bias, gg)
+                continue
             heads = min(max(1, at_once), self.heads)
             clips = max(1, at_once // heads)
             for h in range(0, self.heads, heads):  # the bias of these heads serves clip after clip from the cache
@@ -140,6 +147,29 @@ class _Attention(nn.Module):
         return F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, self.dropout if self.training else 0.0
         ).transpose(1, 2)
+
+    def _attend_in_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, bias: Tensor | None, gate: Tensor | None
+    ) -> None:
+        """The same into `out` (B, L, H, D), some queries of a head at a time: plain products in one piece of cache."""
+        clips, size, heads, width = q.shape
+        rows = -(-size // -(-(size**2) // _SCORE_ELEMENTS))  # equal blocks
+        scratch = q.new_empty(rows * size)
+        for head in range(heads):
+            for start in range(0, size, rows):
+                part = slice(start, min(start + rows, size))
+                scores = scratch[: (part.stop - start) * size].view(-1, size)
+                for clip in range(clips):
+                    keys = k[clip, :, head].T
+                    if bias is None:
+                        scores.zero_()
+                    elif gate is None:
+                        scores.copy_(bias[head, part, :size])
+                    else:
+                        torch.mul(bias[head, part, :size], gate[clip, part, head, None], out=scores)
+                    torch.addmm(scores, q[clip, part, head], keys, alpha=width**-0.5, out=scores)
+                    torch.softmax(scores, -1, out=scores)
+                    torch.mm(scores, v[clip, :, head], out=out[clip, part, head])
 
 
 class _Gated(nn.Module):
@@ -207,10 +237,12 @@ class _Block(nn.Module):
     def _widen(self, x: Tensor, learns: bool) -> Tensor:
         if learns or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return self._feed(x)
-        return torch.cat([self._feed(part) for part in x.split(_TOKENS_AT_A_TIME)])
+        rows = -(-len(x) // -(-len(x) // _TOKENS_AT_A_TIME))  # equal parts
+        return torch.cat([self._feed(part, in_place=True) for part in x.split(rows)])
 
-    def _feed(self, x: Tensor) -> Tensor:
-        x = self.activation(self.fc1(x))
+    def _feed(self, x: Tensor, in_place: bool = False) -> Tensor:
+        x = self.fc1(x)
+        x = torch.ops.aten.gelu_(x) if in_place and self.activation is F.gelu else self.activation(x)
         return self.fc2(F.dropout(x, self.activation_dropout, self.training))
 
 
@@ -395,20 +427,30 @@ class Beats(Encoder):
 
     def _positions(self, x: Tensor, groups: Sequence[_Group]) -> Tensor:
         """Add to tokens (N, C) what the convolution over their neighbours tells of their place."""
-        layer, heard = self.pos_conv, []
+        layer = self.pos_conv
         weight = layer.weight  # put together from length and direction, once for all groups
         # oneDNN's grouped convolution in bfloat16 gives wrong numbers where groups are narrow (torch 2.13)
         on_cpu = x.device.type == "cpu"
         with torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext():
-            for group in groups:
-                own = group.of(x.float() if on_cpu else x).transpose(1, 2)
-                out = F.conv1d(own, weight, layer.bias, padding=self._settings.conv_pos // 2, groups=layer.groups)
-                # an even kernel gives one output too many
-                heard.append(out[..., : group.tokens].transpose(1, 2).flatten(0, 1))
+            own = [group.of(x.float() if on_cpu else x) for group in groups]
+            learns = torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
+            if on_cpu and not learns and len(x) >= _BY_WAVES * layer.kernel_size[0]:
+                heard = [sums + layer.bias for sums in LongConvolution(weight, layer.groups)(own)]
+            else:
+                heard = [self._plain_sums(signal, weight) for signal in own]
+            heard = [sums.flatten(0, 1) for sums in heard]
         x = x + F.gelu(torch.cat(heard))
         if not self._settings.layer_norm_first:
             x = self.norm(x)
         return F.dropout(x, self._settings.dropout, self.pos_conv.training)
+
+    def _plain_sums(self, signal: Tensor, weight: Tensor) -> Tensor:
+        """What the positional convolution hears in (B, L, C), of the same shape."""
+        layer = self.pos_conv
+        out = F.conv1d(
+            signal.transpose(1, 2), weight, layer.bias, padding=self._settings.conv_pos // 2, groups=layer.groups
+        )
+        return out[..., : signal.shape[1]].transpose(1, 2)  # an even kernel gives one output too many
 
     def _bias(self, tokens: int) -> Tensor | None:
         """What attention adds to the score of each pair of tokens, (H, L, L); shorter clips take its upper left."""
@@ -419,7 +461,8 @@ class Beats(Encoder):
         numbers = _buckets(distance, self._settings.num_buckets, self._settings.max_distance)
         by_distance = F.embedding(numbers.to(table.device), table).T
         # row r of the unfolded vector starts at distance r - (L - 1), which is that of query L - 1 - r to key 0
-        return by_distance.unfold(-1, tokens, 1).flip(1)
+        # laid out anew: a mask in the order that `flip` chooses is read ten times slower
+        return by_distance.unfold(-1, tokens, 1).flip(1).contiguous()
 
     def _grid(self, x: Tensor, groups: Sequence[_Group], clips: int, whole: int) -> Tensor:
         """Tokens (N, C) back to clips (B, Pt, Pf, C), zero past a clip's own."""

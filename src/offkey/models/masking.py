@@ -76,6 +76,11 @@ class ClipBatchNorm(nn.Module):
         self.eps = eps
         self.momentum = momentum
 
+    def kept(self) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+        """Factor and offset (C,) that the running statistics come to in eval mode: x · factor + offset."""
+        factor = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return factor, self.bias - self.running_mean * factor
+
     def forward(self, x: Float[Tensor, "B C *HW"], mask: Bool[Tensor, "B W"] | None = None) -> Float[Tensor, "B C *HW"]:
         """Normalise `x` by channel. Columns outside `mask` are not counted; what they become is undefined."""
         if not self.training or mask is None or x.ndim != 4:

@@ -49,8 +49,18 @@ class _Convolution(nn.Module):
         self.activation = nn.Identity() if linear else PReLU(outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = self.activation(self.norm(self.convolution(x), mask))
+        x = self.activation(self._normal(x, mask))
         return x if mask is None else x * mask[:, None, None, :]
+
+    def _normal(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.norm.training:
+            return self.norm(self.convolution(x), mask)
+        # kept statistics are a factor and an offset: inside the convolution they cost no pass over the map
+        convolution, (factor, offset) = self.convolution, self.norm.kept()
+        weight = convolution.weight * factor[:, None, None, None]
+        return nn.functional.conv2d(
+            x, weight, offset, convolution.stride, convolution.padding, groups=convolution.groups
+        )
 
 
 class _Bottleneck(nn.Module):

@@ -127,13 +127,14 @@ class Reference:
     def take(self, index: Any) -> Reference:
         """The clips at `index`: whole numbers, a boolean mask or a slice; in that order."""
         where = np.arange(len(self))[np.asarray(index) if not isinstance(index, slice) else index]
-        return Reference(
-            self.embedding[where],
-            self.domain[where],
-            self.identity[where],
-            self.condition[where],
-            None if self.frame_error is None else self.frame_error[where],
-        )
+        part = object.__new__(Reference)  # what it holds was checked when it came in
+        for name in ("embedding", "domain", "identity", "condition", "frame_error"):
+            rows = getattr(self, name)
+            if rows is not None:
+                rows = rows[where]
+                rows.setflags(write=False)
+            object.__setattr__(part, name, rows)
+        return part
 
     def query(self) -> Query:
         """The same clips as something to score."""
@@ -300,12 +301,22 @@ class Scorer(ABC):
 
 def _canonical_order(reference: Reference) -> NDArray[np.intp]:
     """An order of the clips that depends on what they are and not on where they stand: by their bytes."""
-    number = {str(domain): float(code) for code, domain in enumerate(Domain)}
-    codes = np.array([number[domain] for domain in reference.domain.tolist()])
+    codes = np.zeros(len(reference))
+    for code, domain in enumerate(Domain):
+        codes[reference.domain == str(domain)] = code
     error = np.zeros(len(reference)) if reference.frame_error is None else reference.frame_error
-    rows = np.column_stack([codes, reference.identity, error, reference.embedding]) + 0.0  # -0.0 becomes 0.0
-    keys = np.ascontiguousarray(rows).view(f"V{rows.itemsize * rows.shape[1]}").ravel()
-    return np.argsort(keys, kind="stable")
+    first = _words([codes, reference.identity, error, reference.embedding[:, :1]])
+    order = np.lexsort(first.T[::-1])
+    if not (first[order[1:]] == first[order[:-1]]).all(axis=1).any():
+        return order  # one number of the embedding told all clips apart, and the rest need not be looked at
+    rows = _words([codes, reference.identity, error, reference.embedding])
+    return np.argsort(rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel(), kind="stable")
+
+
+def _words(columns: list[Any]) -> Any:
+    """(N, columns) whole numbers that are in the order of the bytes of float64."""
+    rows = np.column_stack(columns) + 0.0  # -0.0 becomes 0.0
+    return np.ascontiguousarray(rows).view(">u8")
 
 
 def read_header(state: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from offkey.scoring.standardise import Standardise
 
 __all__ = ["Mixture", "MixtureOptions"]
 
+_CACHE_BYTES = 2**18  # of points at a time in EM, so that what is made of them stays in a core's cache
+
 
 class MixtureOptions(ScorerOptions):
     """Options of `Mixture`."""
@@ -171,8 +173,10 @@ def _maximise(
     means = share.T @ points / clips[:, None]
     factors = np.empty((len(clips), width, width))
     for k, size in enumerate(clips):
-        residuals = points - means[k]
-        covariance = (residuals * share[:, k : k + 1]).T @ residuals + kappa * np.eye(width)
+        # the mean is taken off the product and not off all points; κ is large beside what that rounds away
+        covariance = kappa * np.eye(width) - size * np.outer(means[k], means[k])
+        for part in blocks(len(points), width, _CACHE_BYTES):
+            covariance += (points[part] * share[part, k : k + 1]).T @ points[part]
         # the inverse of the Cholesky factor: upper triangular once transposed, whitens rows from the right
         lower = np.linalg.cholesky(covariance / (size + kappa))
         factors[k] = np.linalg.solve(lower, np.eye(width)).T
@@ -185,9 +189,10 @@ def _log_joint(
     """(N, K) log of weight × density."""
     joint = np.empty((len(points), len(weights)))
     for k, (weight, mean, factor) in enumerate(zip(weights, means, factors, strict=True)):
-        length = np.square((points - mean) @ factor).sum(axis=1)
         constant = np.log(weight) + np.log(np.diag(factor)).sum() - 0.5 * points.shape[1] * np.log(2 * np.pi)
-        joint[:, k] = constant - 0.5 * length
+        for part in blocks(len(points), points.shape[1], _CACHE_BYTES):
+            white = (points[part] - mean) @ factor
+            joint[part, k] = constant - 0.5 * np.einsum("nd,nd->n", white, white)
     return joint
 
 

@@ -33,13 +33,15 @@ class Level(Scorer):
     def _fit(self, reference: Reference) -> None:
         points = reference.embedding
         size = np.abs(points).max(axis=0)
-        members = [reference.domain == domain for domain in reference.domains]
-        self._mean = np.stack([points[where].mean(axis=0) for where in members])
-        residuals = np.concatenate([points[w] - m for w, m in zip(members, self._mean, strict=True)])
-        shared = safe_scale(residuals.std(axis=0), size)
-        self._spread = np.stack(
-            [safe_scale(points[w].std(axis=0), size) if w.sum() >= self.options.min_clips else shared for w in members]
-        )
+        pools = [points[reference.domain == domain] for domain in reference.domains]
+        self._mean = np.stack([pool.mean(axis=0) for pool in pools])
+        spreads = [pool.std(axis=0) for pool in pools]
+        few = [len(pool) < self.options.min_clips for pool in pools]
+        if any(few):
+            residuals = np.concatenate([pool - mean for pool, mean in zip(pools, self._mean, strict=True)])
+            shared = residuals.std(axis=0)
+            spreads = [shared if little else own for little, own in zip(few, spreads, strict=True)]
+        self._spread = np.stack([safe_scale(spread, size) for spread in spreads])
 
     def _score(self, query: Query) -> NDArray[np.float64]:
         best = np.full(len(query), np.inf)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions
+from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions, domain_order
 from offkey.scoring.covariance import ledoit_wolf, whitening
 from offkey.scoring.nearest import blocks
 from offkey.scoring.standardise import Standardise
@@ -70,7 +70,7 @@ class Mahalanobis(Scorer):
         for group in np.unique(groups):
             members = np.flatnonzero(groups == group)
             centre = points[members].mean(axis=0)
-            for space in sorted({own.get(d, 0) for d in reference.take(members).domains}):
+            for space in sorted({own.get(d, 0) for d in domain_order(reference.domain[members])}):
                 kinds.append(space)
                 centres.append(centre @ spaces[space])
         self._spaces = np.stack(spaces)
@@ -107,9 +107,11 @@ def _groups(reference: Reference, centre: str) -> NDArray[np.int64]:
     """(N,) which centre a clip belongs to. Clips of unknown identity form one class a domain."""
     if centre == "all":
         return np.zeros(len(reference), dtype=np.int64)
-    domain = np.unique(reference.domain, return_inverse=True)[1]
+    domain = np.zeros(len(reference), dtype=np.int64)
+    for number, name in enumerate(reference.domains):
+        domain[reference.domain == name] = number
     if centre == "domain":
-        return domain.astype(np.int64)
+        return domain
     _, identity = np.unique(reference.identity, return_inverse=True)
     return (identity * (domain.max() + 1) + domain).astype(np.int64)
 
@@ -120,8 +122,9 @@ def _fit_covariance(points: NDArray[Any], reference: Reference, groups: NDArray[
         freedom = len(points) - (int(label.max()) + 1)
         if freedom >= 2:
             break
-    sums = np.zeros((int(label.max()) + 1, points.shape[1]))
-    np.add.at(sums, label, points)
-    residuals = points - (sums / np.bincount(label)[:, None])[label]
+    sizes = np.bincount(label)
+    starts = np.cumsum(sizes) - sizes
+    sums = np.add.reduceat(points[np.argsort(label, kind="stable")], starts, axis=0)
+    residuals = points - (sums / sizes[:, None])[label]
     covariance, _ = ledoit_wolf(residuals)
     return covariance * (len(points) / max(1, freedom))

@@ -35,7 +35,9 @@ class Standardise:
         return cls(points.mean(axis=0), safe_scale(points.std(axis=0), np.abs(points).max(axis=0)))
 
     def __call__(self, points: NDArray[Any]) -> NDArray[np.float64]:
-        """(N, D) float64."""
+        """(N, D) float64; the points themselves where nothing changes."""
+        if not self.mean.any() and (self.scale == 1.0).all():
+            return np.asarray(points, dtype=np.float64)
         return (np.asarray(points, dtype=np.float64) - self.mean) / self.scale
 
     def arrays(self) -> dict[str, NDArray[Any]]:
