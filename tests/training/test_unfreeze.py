@@ -294,10 +294,12 @@ def test_a_missing_positional_convolution_is_remarked(mode: str, word: str) -> N
 def test_low_rank_changes_start_at_nothing_and_alone_move(name: str) -> None:
     encoder = make(name)
     waveform = noise(encoder)
-    plain, layout = encoder.patches(waveform), list(encoder.state_dict())
-    told = unfreeze(encoder, EncoderConfig(lora_rank=3))
+    layout = list(encoder.state_dict())
+    with torch.no_grad():  # where something learns, an encoder may take another way to the same numbers
+        plain = encoder.patches(waveform)
+        told = unfreeze(encoder, EncoderConfig(lora_rank=3))
+        assert torch.equal(encoder.patches(waveform), plain)
     assert told.stages == ()
-    assert torch.equal(encoder.patches(waveform), plain)
     changes = {name for name, _ in encoder.named_parameters() if name.endswith(("weight.0.a", "weight.0.b"))}
     assert len(changes) == 4 * len(encoder.attention_projections()) / 2
     assert moved(encoder, lambda: train(encoder)) == changes
