@@ -42,7 +42,11 @@ ROOMS["card"] = {"encoders", "objectives", "scoring", "detector"}  # the detecto
 ROOMS["alarms"] = {"types", "scoring", "detector"}  # here too
 # keeping writes and reads it, updating extends it, when they are asked to
 ROOMS["detector"] = (BELOW | {"alarms", "keeping", "updating"}) - {"evaluation"}
-ROOMS["ensemble"] = (BELOW | {"alarms", "detector", "keeping", "updating", "__init__"}) - {"evaluation", "card"}
+ROOMS["blending"] = {"types", "explaining", "scoring", "systems", "detector"}
+ROOMS["ensemble"] = {
+    "types", "manifest", "audio", "data", "explaining", "scoring", "systems", "separation", "blending", "detector",
+    "keeping", "__init__"
+}  # fmt: skip
 ROOMS["keeping"] = (BELOW | {"detector", "ensemble"}) - {"evaluation", "card"}
 ROOMS["references"] = (BELOW | {"detector", "__init__"}) - {"evaluation", "card"}
 ROOMS["fitting"] = (BELOW | {"alarms", "detector", "ensemble", "references", "__init__"}) - {"evaluation", "card"}
