@@ -95,7 +95,9 @@ def fit(
         "seed": None, "machines": machines, "workers": workers, "overwrite": overwrite, "progress": progress,
         "false_alarms": false_alarms, "clip_every": clip_every,
     }  # fmt: skip
-    if wants_separator(config, clips, extra):
+    separate, about_surroundings = wants_separator(config, clips, extra)
+    if separate:
+        progress.say(about_surroundings)
         return _through_separator(source, config, None if out is None else Path(out), again | {"failures": failures})
     front_end, separator = _separators(config)
     asked: dict[str, Any] = {"settings": config.model_dump(mode="json"), "clips": _fingerprint(clips + extra)}
@@ -128,6 +130,7 @@ def fit(
     if wanted is not None:
         config = _with_rate(config, clips, wanted, clip_every, lengths)
     config, reasons = settle(config, clips, extra)
+    reasons += [about_surroundings] if about_surroundings else []
     for reason in reasons:
         progress.say(reason)
     if config.kind == "ensemble":
@@ -231,7 +234,6 @@ def _through_separator(source: Source, config: SystemConfig, out: Path | None, a
                 f"{out} holds a detector that was fitted without a separator of its own; choose another --out, or "
                 "--overwrite it"
             )
-        again["progress"].say("first a separator, so that the machine is heard without its surroundings")
         recipe = SeparationRecipe(seed=config.seed)
         keys = ("machines", "workers", "overwrite", "progress")
         # clips that cannot be read are noted when the detector is fitted

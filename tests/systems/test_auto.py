@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +22,10 @@ from offkey.reproducing.plan import COSTS
 from offkey.systems import auto
 from offkey.systems.config import load_preset
 from offkey.systems.members import member_systems
-from offkey.types import Content
+from offkey.types import ClipMeta, Content
 
 NOISE = clips("fan", 4, content=Content.NOISE)
+BOTH = [*clips("fan", 20, content=Content.NOISE), *clips("fan", 20, content=Content.MACHINE)]
 
 
 @pytest.fixture
@@ -131,34 +132,67 @@ def test_a_time_bound_leaves_the_network_out(monkeypatch: pytest.MonkeyPatch) ->
     assert "a network would take about 6 minutes to train, and auto.minutes allows 5 minutes" in reasons[0]
 
 
-def test_what_a_separator_could_bring_is_told_once() -> None:
-    known = clips("fan", 60, 3)
+@pytest.fixture
+def differ(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """By how many dB clips of noise alone and of the machine alone differ from now on."""
 
-    def said(*overrides: str, extra: Any = NOISE) -> str:
-        return " ".join(auto.settle(load_preset("auto", overrides), known, extra)[1])
+    def put(noise: float, machine: float) -> None:
+        def unlikeness(clips: Sequence[ClipMeta], *_: Any) -> float:
+            return noise if clips[0].content is Content.NOISE else machine
 
-    assert "4 clips of noise alone: `offkey fit-separator`" in said()
-    assert "fit-separator" not in said(extra=())
-    through = said("separation.front_end=x")
-    assert "fit-separator" not in through
-    assert "goes through a separator first, which passes on its foreground" in through
+        monkeypatch.setattr(auto, "unlikeness", unlikeness)
+
+    return put
 
 
-def test_a_separator_is_fitted_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def separator(*overrides: str, extra: Any = BOTH, system: str = "auto") -> tuple[bool, str]:
+    return auto.wants_separator(load_preset(system, overrides), clips("fan", 60, 3), extra)
+
+
+def test_a_separator_is_fitted_where_surroundings_change_more_than_the_machine(differ: Callable[..., None]) -> None:
+    differ(3.0, 1.0)
+    wanted, reason = separator()
+    assert wanted
+    assert "by 3.0 dB of noise alone, by 1.0 dB of the machine alone: a separator is fitted first" in reason
+    differ(1.0, 3.0)
+    wanted, reason = separator()
+    assert not wanted
+    assert "would bring little (auto.separator=true fits one)" in reason
+    differ(1.0, float("nan"))
+    assert not separator()[0]
+
+
+def test_a_separator_needs_enough_to_learn_from(differ: Callable[..., None]) -> None:
+    differ(3.0, 1.0)
+    assert separator(extra=BOTH[1:]) == (
+        False,
+        "20 clips of the machine alone and 19 clips of noise alone: too few for a separator, which takes 20 of each "
+        "(auto.separator=true)",
+    )
+    assert "4 clips of noise alone: too few" in separator(extra=NOISE)[1]
+    assert separator(extra=()) == (False, "")
+
+
+def test_a_separator_needs_time(differ: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    differ(3.0, 1.0)
     monkeypatch.setattr(auto, "_seconds", lambda clip: 100.0)
     monkeypatch.setattr(auto, "_gpu", lambda: False)
-    known = clips("fan", 60, 3)
+    assert separator("auto.minutes=30")[0]
+    assert separator("auto.minutes=20") == (  # with the network it would be more
+        False,
+        "for a separator, about 19 minutes more, auto.minutes has no room",
+    )
 
-    def wanted(*overrides: str, extra: Any = NOISE) -> bool:
-        return auto.wants_separator(load_preset("auto", overrides), known, extra)
 
-    assert not wanted()
-    assert wanted("auto.separator=true")
-    assert not wanted("auto.separator=true", "separation.front_end=x")
-    assert not auto.wants_separator(load_preset("discriminative"), known, NOISE)
-    assert wanted("auto.minutes=30")
-    assert not wanted("auto.minutes=20")  # with the network it would be 25
-    assert not wanted("auto.minutes=30", extra=())
+def test_a_separator_that_was_asked_for_is_fitted_and_no_second_one(differ: Callable[..., None]) -> None:
+    differ(1.0, 3.0)
+    assert separator("auto.separator=true", extra=NOISE) == (True, "a separator first, as the settings say")
+    differ(3.0, 1.0)
+    assert separator("auto.separator=false") == (False, "")
+    assert separator("auto.separator=true", "separation.front_end=x") == (False, "")
+    assert separator(system="discriminative") == (False, "")
+    _, reasons = auto.settle(load_preset("auto", ["separation.front_end=x"]), clips("fan", 60, 3), BOTH)
+    assert any("goes through a separator first, which passes on its foreground" in reason for reason in reasons)
 
 
 def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

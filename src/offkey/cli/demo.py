@@ -81,5 +81,6 @@ def demo(
     return 0
 
 
-# fewer and shorter lessons than the preset's: the whole demo is to take minutes on a laptop
-DEMO = ("training.epochs=6", "model.width=0.25", "auto.retrieval=false")  # the same whatever weights are at hand
+# fewer and shorter lessons than the preset's, and no separator: the whole demo is to take minutes on a laptop;
+# no encoder either, so that it is the same whatever weights are at hand
+DEMO = ("training.epochs=6", "model.width=0.25", "auto.retrieval=false", "auto.separator=false")

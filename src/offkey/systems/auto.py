@@ -6,7 +6,6 @@ whose weights are at hand), what goes before it (a separator), and how long all 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
@@ -16,6 +15,7 @@ from offkey.encoders.weights import find
 from offkey.systems.choose import FEWEST_CLIPS, choose
 from offkey.systems.config import SystemConfig, load_preset, preset_names
 from offkey.systems.members import given_settings
+from offkey.systems.surroundings import unlikeness
 from offkey.types import ClipMeta, Content
 
 __all__ = ["RATES", "RETRIEVAL", "SEPARATOR_MINUTES", "encoder_at_hand", "settle", "wants_separator"]
@@ -39,6 +39,9 @@ GPU_RATES = {"read": 0.004, "network": 0.004, "beats hears": 0.0045, "efficienta
 
 SEPARATOR_MINUTES = 19.0
 """What the separator that `auto` fits takes on one core: 18 epochs took 17 minutes (docs/benchmarks.md), it has 20."""
+
+FEWEST_ALONE = 20
+"""Clips of machines alone, and as many of noise alone, from which a separator is fitted unasked."""
 
 _SAMPLED = 50  # clips whose headers are read
 _FOR_RETRIEVAL = ("audio.", "encoder.", "separation.", "calibration.", "seed=")
@@ -78,7 +81,8 @@ def settle(
         reasons.append("the two are blended by rank and count alike: an encoder hears what log-mel statistics do not")
     elif about_encoder:
         reasons.append(about_encoder)
-    reasons += _about_separation(config, extra)
+    if config.separation.front_end:
+        reasons.append(f"every clip goes through a separator first, which passes on its {config.separation.keep}")
     where = "a GPU" if _gpu() else "two processor cores"
     reasons.append(
         f"{len(clips)} normal clips of {seconds:.1f} s: about {_time(minutes)} on {where}, reckoned from measured rates"
@@ -88,21 +92,48 @@ def settle(
     return result, reasons
 
 
-def wants_separator(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequence[ClipMeta]) -> bool:
-    """Whether an `auto` system has a separator fitted first: asked to, or there is time and there are clips.
+def wants_separator(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequence[ClipMeta]) -> tuple[bool, str]:
+    """Whether an `auto` system has a separator fitted first, and a sentence on why, or why not.
 
-    False where a front end is named already, or where training clips are remixed.
+    It is where somebody asked for it, or where there is enough to learn it from, time, and something to gain: clips of
+    noise alone that differ from one another more than clips of the machine alone do. Surroundings that stay the same
+    hide little, and what a separator takes from the machine then costs more than it brings (docs/benchmarks.md).
+    Never where a front end is named already, or where training clips are remixed; the sentence is empty where there is
+    nothing to say.
     """
     if config.kind != "auto" or config.separation.front_end or config.augmentation.remix.enabled:
-        return False
-    if config.auto.separator:
+        return False, ""
+    if config.auto.separator is not None:
+        return config.auto.separator, "a separator first, as the settings say" if config.auto.separator else ""
+    alone = {
+        what: [clip for clip in extra if clip.content is content]
+        for what, content in (("the machine", Content.MACHINE), ("noise", Content.NOISE))
+    }
+    told = " and ".join(f"{len(found)} clips of {what} alone" for what, found in alone.items() if found)
+    if not told:
+        return False, ""
+    if min(map(len, alone.values())) < FEWEST_ALONE:
+        return False, f"{told}: too few for a separator, which takes {FEWEST_ALONE} of each (auto.separator=true)"
+    if not _separator_fits(config, clips, extra):
+        return False, f"for a separator, about {_time(SEPARATOR_MINUTES)} more, auto.minutes has no room"
+    machine, noise = (unlikeness(found, config.audio, config.mel) for found in alone.values())
+    differ = (
+        f"spectra differ from clip to clip by {noise:.1f} dB of noise alone, by {machine:.1f} dB of the machine alone"
+    )
+    if noise > machine:
+        return True, f"{differ}: a separator is fitted first, in about {_time(SEPARATOR_MINUTES)}"
+    return False, f"{differ}: a separator would bring little (auto.separator=true fits one)"
+
+
+def _separator_fits(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequence[ClipMeta]) -> bool:
+    """Whether there is time for a separator, and for the network where there is time for that as well."""
+    limit = config.auto.minutes
+    if not limit:
         return True
-    if not (config.auto.minutes and _separable(extra)):
-        return False
     network = 0.0
     if len(clips) >= FEWEST_CLIPS:
         network = _minutes("network", (len(clips) + len(extra)) * config.training.epochs, _sound(clips))
-    return (network if network <= config.auto.minutes else 0.0) + SEPARATOR_MINUTES <= config.auto.minutes
+    return (network if network <= limit else 0.0) + SEPARATOR_MINUTES <= limit
 
 
 def encoder_at_hand(config: SystemConfig) -> tuple[str | None, str]:
@@ -157,25 +188,6 @@ def _bound(config: SystemConfig) -> tuple[str, ...]:
 def _without_network(config: SystemConfig) -> SystemConfig:
     """What `auto` does where there are too few clips."""
     return choose(config, [])[0]
-
-
-def _separable(extra: Sequence[ClipMeta]) -> bool:
-    return any(clip.content in (Content.MACHINE, Content.NOISE) for clip in extra)
-
-
-def _about_separation(config: SystemConfig, extra: Sequence[ClipMeta]) -> list[str]:
-    if config.separation.front_end:
-        return [f"every clip goes through a separator first, which passes on its {config.separation.keep}"]
-    if config.augmentation.remix.enabled or not _separable(extra):
-        return []
-    kinds = Counter(clip.content for clip in extra)
-    names = {Content.MACHINE: "the machine", Content.NOISE: "noise"}
-    told = [f"{kinds[kind]} clips of {what} alone" for kind, what in names.items() if kinds[kind]]
-    return [
-        f"{' and '.join(told)}: `offkey fit-separator` could learn to take the surroundings away. Where noise "
-        "was louder than the machine, log-mel systems gained 15 points and more; --set auto.separator=true does so, in "
-        f"about {SEPARATOR_MINUTES:.0f} minutes"
-    ]
 
 
 def _sound(clips: Sequence[ClipMeta]) -> float:

@@ -207,16 +207,17 @@ class AutoConfig(_Settings):
         True,
         description="retrieval joins as a second system where weights of an encoder are at hand",
     )
-    separator: bool = Field(
-        False,
-        description="first fit a separator, where there are clips of the machine alone or of noise alone and no front "
-        "end is named, and hear every clip through it",
+    separator: bool | None = Field(
+        None,
+        description="first fit a separator, where no front end is named, and hear every clip through it; left out: "
+        "where there are 20 clips or more of the machine alone and of noise alone each, those of noise differ more "
+        "from one another, and auto.minutes has room",
     )
     minutes: float = Field(
         0.0,
         ge=0,
-        description="time that fitting may take by the estimate; 0: no bound. A network that would take longer is left "
-        "out, a separator for which there is room is fitted",
+        description="time that fitting may take by the estimate; 0: no bound. A network and a separator that would "
+        "take longer are left out",
     )
 
 
