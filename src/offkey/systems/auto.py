@@ -117,9 +117,7 @@ def wants_separator(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequ
     if not _separator_fits(config, clips, extra):
         return False, f"for a separator, about {_time(SEPARATOR_MINUTES)} more, auto.minutes has no room"
     machine, noise = (unlikeness(found, config.audio, config.mel) for found in alone.values())
-    differ = (
-        f"spectra differ from clip to clip by {noise:.1f} dB of noise alone, by {machine:.1f} dB of the machine alone"
-    )
+    differ = f"from clip to clip noise alone differs by {noise:.1f} dB, the machine alone by {machine:.1f} dB"
     if noise > machine:
         return True, f"{differ}: a separator is fitted first, in about {_time(SEPARATOR_MINUTES)}"
     return False, f"{differ}: a separator would bring little (auto.separator=true fits one)"
