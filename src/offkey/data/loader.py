@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from offkey.audio.cache import ArrayCache, content_key
 from offkey.audio.io import AudioConfig, AudioError, prepare, read_clip, read_header
+from offkey.data.ahead import AHEAD, worked_ahead
 from offkey.data.labels import LabelSpace
 from offkey.types import Batch, ClipMeta, Labels
 
@@ -26,7 +27,6 @@ __all__ = ["ClipReader", "Failure", "FrontEnd", "balanced_order", "load_batches"
 
 # FLAC is among them on purpose: 10 s at 16 kHz decode in 2 ms and would take three times the space.
 _QUICK = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC"})
-_AHEAD = 2  # batches being decoded while one is used
 _WINDOW = 4  # batches whose clips are sorted by length together
 _HELD_SAMPLES = 1 << 25  # in one window: 128 MiB, half an hour at 16 kHz
 _BATCH_SAMPLES = 1 << 23  # in one batch, padding included: 32 MiB, nine minutes at 16 kHz
@@ -212,28 +212,7 @@ def load_batches(
             )
         return Batch(torch.from_numpy(waveform), lengths, numbers, torch.tensor([place for place, _ in good]))
 
-    def decoded() -> Iterator[tuple[Sequence[int], list[Any]]]:
-        if workers <= 0:
-            for places in order:
-                yield places, [load(int(place)) for place in places]
-            return
-        waiting: deque[tuple[Sequence[int], list[Future[Any]]]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-            try:
-                for places in order:
-                    waiting.append((places, [pool.submit(load, int(place)) for place in places]))
-                    if len(waiting) > _AHEAD:
-                        first, futures = waiting.popleft()
-                        yield first, [future.result() for future in futures]
-                while waiting:
-                    first, futures = waiting.popleft()
-                    yield first, [future.result() for future in futures]
-            finally:  # also where the consumer stops early: what has not begun is not decoded any more
-                for _, futures in waiting:
-                    for future in futures:
-                        future.cancel()
-
-    for places, waves in decoded():
+    for places, waves in worked_ahead(order, load, workers):
         batch = gather(places, waves)
         if batch is not None:
             yield batch
@@ -260,7 +239,7 @@ def load_by_length(
         raise ValueError(f"a batch has at least one clip, not {batch_size}")
     window: list[tuple[int, NDArray[np.float32]]] = []
     held, size = 0, batch_size  # the first windows are smaller, so that the model need not wait long
-    with contextlib.closing(_in_order(clips, reader, workers, (_WINDOW + _AHEAD) * batch_size)) as decoded:
+    with contextlib.closing(_in_order(clips, reader, workers, (_WINDOW + AHEAD) * batch_size)) as decoded:
         for place, wave in decoded:
             if not isinstance(wave, AudioError):
                 window.append((place, wave))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offkey.audio.io import AudioConfig, AudioError, prepare, read_clip
+from offkey.data.ahead import worked_ahead
 from offkey.data.machines import UnknownMachine, clip_meta, which_machine
 from offkey.manifest import MANIFEST, Kind, ManifestError, read_manifest
 from offkey.types import Clip, ClipMeta, FileVerdict, OffkeyError, Verdict
@@ -25,8 +24,6 @@ FORMAT = 1
 DESCRIPTION = "export.json"
 KIND = Kind("exported detector", FORMAT, (DESCRIPTION,), "offkey export MODEL")
 """What an exported folder holds, for its manifest."""
-
-_AHEAD = 2  # batches being decoded while one is scored
 
 
 class RuntimeProblem(OffkeyError):
@@ -150,7 +147,8 @@ class Exported:
                 return str(error)
 
         done = 0
-        for part, found in _ahead(metas, read, workers, batch_size):
+        parts = [metas[start : start + batch_size] for start in range(0, len(metas), batch_size)]
+        for part, found in worked_ahead(parts, read, workers):
             good = [place for place, answer in enumerate(found) if not isinstance(answer, str)]
             usable = [answer for answer in found if not isinstance(answer, str)]
             verdicts = dict(
@@ -222,29 +220,3 @@ class Exported:
             except Exception as error:  # its errors have no common class that it names
                 raise RuntimeProblem(f"{path} cannot be run by this ONNX Runtime ({error})") from error
         return self._sessions[file]
-
-
-def _ahead(
-    metas: Sequence[ClipMeta], read: Callable[[ClipMeta], Any], workers: int, size: int
-) -> Iterator[tuple[Sequence[ClipMeta], list[Any]]]:
-    """Parts of `metas` with what `read` gave for each, read by threads ahead of their use."""
-    parts = [metas[start : start + size] for start in range(0, len(metas), size)]
-    if workers <= 0:
-        for part in parts:
-            yield part, [read(meta) for meta in part]
-        return
-    waiting: deque[tuple[Sequence[ClipMeta], list[Future[Any]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for part in parts:
-                waiting.append((part, [pool.submit(read, meta) for meta in part]))
-                if len(waiting) > _AHEAD:
-                    first, futures = waiting.popleft()
-                    yield first, [future.result() for future in futures]
-            while waiting:
-                first, futures = waiting.popleft()
-                yield first, [future.result() for future in futures]
-        finally:  # also where the consumer stops early
-            for _, futures in waiting:
-                for future in futures:
-                    future.cancel()
