@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from offkey.alarms import with_rate
 from offkey.audio.cache import ArrayCache, default_cache_dir
+from offkey.audio.io import AudioConfig
 from offkey.audio.mel import LogMel
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, load_by_length
@@ -298,6 +299,13 @@ class Detector:
     def reader(self) -> ClipReader:
         """Reads clips as this detector hears them, its front end included."""
         return self._reader()
+
+    def front_ends(self) -> list[tuple[tuple[str, ...], FrontEnd, AudioConfig]]:
+        """The separators through which clips are heard and how they are decoded for each; the detector has one or none.
+
+        Before each stand the names of those members of an ensemble that hear through it; () for a single detector.
+        """
+        return [] if self.front_end is None else [((), self.front_end, self.config.audio)]
 
     def threshold(self, machine: str) -> float:
         """The score above which `machine` raises an alarm; infinite where too few normal clips back the rate."""

@@ -22,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import offkey
+from offkey.audio.io import AudioConfig
 from offkey.blending import MEMBERS, EnsembleError, Part, asked_weights, join, key_of
 from offkey.data.loader import load_by_length
 from offkey.detector import Detector
 from offkey.explaining import Explanation
 from offkey.manifest import MANIFEST
+from offkey.separation.front_end import FrontEnd
 from offkey.systems.config import CalibrationConfig, SystemConfig
 from offkey.types import Batch, Clip, ClipMeta, Verdict
 
@@ -40,7 +42,7 @@ class Ensemble(Detector):
     """A detector made of fitted detectors, its `members` by name. Made by `of`, or by `offkey.fit(system="ensemble")`.
 
     `config.scoring.scorers` has an entry a member, with its name and weight; `machines` are calibrated on the blend.
-    `front_end` is a member's, for reports; each member hears through its own.
+    Each member hears through its own front end: `front_ends` lists them, and `front_end` is the first.
     """
 
     members: dict[str, Detector] = field(default_factory=dict)
@@ -136,6 +138,15 @@ class Ensemble(Detector):
                 "use score or score_files"
             )
         return {MEMBERS: self._in_order(self._ask(groups[0], batch, machines))}
+
+    def front_ends(self) -> list[tuple[tuple[str, ...], FrontEnd, AudioConfig]]:
+        """The members' separators that differ, as `Detector.front_ends`, each with the names of its members."""
+        known: dict[tuple[str, int, str], tuple[list[str], FrontEnd, AudioConfig]] = {}
+        for name, member in self.members.items():
+            for _, front, audio in member.front_ends():
+                key = (front.fingerprint, audio.rate, audio.channel)
+                known.setdefault(key, ([], front, audio))[0].append(name)
+        return [(tuple(names), front, audio) for names, front, audio in known.values()]
 
     def _hearing(self) -> list[list[str]]:
         """Names of members that hear the same sound: those share the reading of a clip."""

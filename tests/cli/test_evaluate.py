@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from offkey.scoring import FalseAlarms
+
 MODEL = "discriminative"
 
 
@@ -193,3 +195,18 @@ def test_a_page_survives_that_the_recordings_are_gone(
     assert offkey("evaluate", model, copy, "--bootstrap", 0).code == 0
     shutil.rmtree(copy)
     assert offkey("report", model).code == 0
+
+
+def test_without_a_threshold_there_is_a_page_and_a_word(
+    offkey: Callable[..., Any], fitted: Callable[[str], Any], small_set: Path, tmp_path: Path
+) -> None:
+    few = fitted("logmel-knn").detector.with_false_alarms(FalseAlarms.parse("0.1%"))
+    model = few.save(tmp_path / "few")
+    said = offkey("evaluate", model, small_set, "--bootstrap", 0)
+    assert said.code == 0
+    assert "fan: no clip will raise an alarm: this rate takes 999 normal clips" in said.err
+    assert offkey("report", model, "--examples", 0).code == 0
+    assert "There is no threshold: too few normal clips" in (model / "report.html").read_text(encoding="utf-8")
+    more = sorted(small_set.glob("fan/test/*normal*.wav"))[:1]
+    said = offkey("update", model, *more, "--out", tmp_path / "more")
+    assert "threshold none (too few clips) -> none (too few clips)" in said.out

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,10 +139,21 @@ def test_si_snr_is_told_where_the_truth_is_known(
     assert row["si_snr_db"] == pytest.approx(by_hand, abs=0.05)
     assert row["gain_db"] == pytest.approx(row["si_snr_db"] + 6.02, abs=0.01)
     assert "SI-SNR -6.0 ->" in offkey("separate", clip, "--model", model, "--out", tmp_path / "out", *told).out
-    soundfile.write(truth / "c_foreground.wav", tone[:-5], 16000, subtype="FLOAT")
-    said = offkey("separate", clip, "--model", model, "--out", tmp_path / "out", *told)
-    assert said.code == 1
-    assert "15995 samples of truth for 16000" in said.err
+    bad = {
+        "15995 samples of truth for 16000": tone[:-5],
+        "too short: no samples": tone[:0],
+        "digital silence": 0 * tone,
+    }
+    for words, samples in bad.items():
+        soundfile.write(truth / "c_foreground.wav", samples, 16000, subtype="FLOAT")
+        said = offkey("separate", clip, "--model", model, "--out", tmp_path / "out", *told, "--json")
+        assert said.code == 1
+        row = said.json["files"][0]
+        assert row["error"] is None
+        assert "gain_db" not in row
+        assert row["foreground"]
+        assert words in row["truth_error"]
+        assert words in said.err
 
 
 def test_wrong_use(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> None:
@@ -148,3 +162,196 @@ def test_wrong_use(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> N
     said = offkey("separate", tmp_path / "a.wav", "--model", tmp_path / "no model", "--out", tmp_path / "o")
     assert said.code == 2
     assert "no model" in said.err
+
+
+SECOND = 0.1 * np.sin(np.arange(16000) / 5) + 0.05 * np.sin(np.arange(16000))
+
+
+def record(path: Path, samples: np.ndarray = SECOND, rate: int = 16000, subtype: str = "PCM_16") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, subtype=subtype)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_recordings_are_never_overwritten(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "same"
+    clip, other = record(folder / "a.wav"), record(folder / "a_foreground.wav", 0.5 * SECOND)
+    (tmp_path / "link").symlink_to(folder)
+    before = contents(tmp_path)
+    for clips, out, words in (
+        ([folder], folder, "the folder that recordings are read from"),
+        ([tmp_path / "link"], folder, "the folder that recordings are read from"),
+        ([clip, other], folder, "would overwrite the recording"),
+        ([clip, other], tmp_path / "link", "would overwrite the recording"),
+        ([clip, folder / "a_background.wav"], folder, "would overwrite the recording"),  # not there before the run
+    ):
+        said = offkey("separate", *clips, "--model", model, "--out", out)
+        assert said.code == 2
+        assert words in said.err
+        assert contents(tmp_path) == before
+    assert offkey("separate", clip, "--model", model, "--out", tmp_path / "elsewhere").code == 0
+
+
+def test_a_second_run_does_not_take_stems_for_recordings(
+    offkey: Callable[..., Any], model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "clips"
+    record(folder / "day" / "a.wav")
+    for _ in range(2):
+        said = offkey("separate", folder, "--model", model, "--out", folder / "stems of mine", "--json")
+        assert [Path(row["file"]).name for row in said.json["files"]] == ["a.wav"]
+    above = offkey("separate", folder / "day", "--model", model, "--out", folder, "--json")
+    assert above.code == 0
+    assert len(above.json["files"]) == 1
+
+
+def test_true_stems_are_neither_overwritten_nor_made_up(
+    offkey: Callable[..., Any], model: Path, tmp_path: Path
+) -> None:
+    clip, stems = record(tmp_path / "fan" / "test" / "c.wav"), tmp_path / "fan" / "stems"
+    for told in ((), ("--truth", stems)):
+        record(stems / "other_foreground.wav")
+        before = contents(stems)
+        said = offkey("separate", clip, "--model", model, "--out", stems, *told)
+        assert said.code == 2
+        assert "choose another" in said.err
+        assert contents(stems) == before
+    alone = record(tmp_path / "dd" / "wav" / "one.wav")
+    said = offkey("separate", alone, "--model", model, "--out", tmp_path / "dd" / "stems", "--json")
+    assert said.code == 0
+    assert "gain_db" not in said.json["files"][0]
+    assert offkey("separate", alone, "--model", model, "--out", tmp_path / "dd" / "stems").code == 2
+
+
+def test_no_two_recordings_have_one_name(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    names = ("x/a.wav", "y/a.wav", "z/0000_a.wav", "b.wav", "y/B.wav", "0004_B.wav")
+    clips = [record(tmp_path / name, (0.2 + 0.1 * place) * SECOND) for place, name in enumerate(names)]
+    said = offkey("separate", *clips, "--model", model, "--out", tmp_path / "out", "--json")
+    rows = said.json["files"]
+    written = [row[part] for row in rows for part in ("foreground", "background")]
+    assert len({path.casefold() for path in written}) == 12
+    for row, clip in zip(rows, clips, strict=True):
+        assert np.allclose(read(row["foreground"])[0] + read(row["background"])[0], read(clip)[0], atol=1e-6)
+
+
+def test_the_truth_belongs_to_one_recording(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    clips, truth = [record(tmp_path / name) for name in ("x/a.wav", "y/a.wav", "y/b.wav")], tmp_path / "truth"
+    call = ("separate", *clips, "--model", model, "--out", tmp_path / "out", "--json")
+    said = offkey(*call, "--truth", tmp_path / "nonexistent")
+    assert said.code == 2
+    assert "nonexistent is no folder" in said.err
+    for name in ("a", "b"):
+        record(truth / f"{name}_foreground.wav")
+    said = offkey(*call, "--truth", truth)
+    assert said.code == 1
+    assert ["gain_db" in row for row in said.json["files"]] == [False, False, True]
+    assert [row.get("truth_error", "").endswith(f"000{place}_a_foreground.wav") for place, row in
+            enumerate(said.json["files"])] == [True, True, False]  # fmt: skip
+    for number in (0, 1):
+        record(truth / f"000{number}_a_foreground.wav", SECOND if number else 0.1 * np.sin(np.arange(16000) / 5))
+    said = offkey(*call, "--truth", truth)
+    assert said.code == 0
+    gains = [row["si_snr_before_db"] for row in said.json["files"]]
+    assert gains[0] < 20 < gains[1]
+
+
+def test_simulated_machines_have_truth_each_of_its_own(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    for machine in ("fan", "pump"):
+        record(tmp_path / machine / "test" / "a.wav")
+        record(tmp_path / machine / "stems" / "a_foreground.wav")
+    said = offkey("separate", *sorted(tmp_path.glob("*/test")), "--model", model, "--out", tmp_path / "out", "--json")
+    assert said.code == 0
+    assert all("gain_db" in row for row in said.json["files"])
+
+
+def test_no_file_ends_the_batch(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    long, slow = record(tmp_path / "clips" / f"{'n' * 241}.wav"), record(tmp_path / "clips" / "slow.wav", rate=500)
+    good = record(tmp_path / "clips" / "z.wav")
+    said = offkey("separate", long, slow, good, "--model", model, "--out", tmp_path / "out", "--json")
+    assert said.code == 1
+    assert [row["error"] for row in said.json["files"]] == [
+        "its stems cannot be written: File name too long",
+        "recorded at 500 Hz; it can be separated from 1000 to 768000 Hz",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(("number", "code", "tried"), [(errno.ENOSPC, 2, 1), (errno.EIO, 1, 3)])
+def test_a_full_disk_ends_it(
+    offkey: Callable[..., Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int,
+    tried: int,
+) -> None:  # fmt: skip
+    from offkey.cli import separate
+
+    asked = []
+
+    def full(path: Path, *_: object) -> Path:
+        asked.append(path)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(separate, "_write", full)
+    clips = [record(tmp_path / f"{name}.wav") for name in "abc"]
+    said = offkey("separate", *clips, "--model", model, "--out", tmp_path / "out")
+    assert said.code == code
+    assert os.strerror(number) in said.err
+    assert len(asked) == tried
+    assert offkey("separate", *clips, "--model", model, "--out", clips[0]).code == 2
+
+
+@pytest.mark.parametrize("rate", [48000, 44100, 8000])
+def test_stems_of_24_bits_add_up_bit_for_bit_at_any_rate(
+    offkey: Callable[..., Any], model: Path, tmp_path: Path, rate: int
+) -> None:
+    clip = record(tmp_path / "a.wav", 0.3 * np.random.default_rng(0).standard_normal(rate), rate, "PCM_24")
+    row = offkey("separate", clip, "--model", model, "--out", tmp_path / "out", "--json").json["files"][0]
+    np.testing.assert_array_equal(read(row["foreground"])[0] + read(row["background"])[0], read(clip)[0])
+
+
+def test_one_channel_can_be_chosen(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    both = np.stack([SECOND, 0.3 * np.cos(np.arange(16000) / 7)], axis=1)
+    clip = record(tmp_path / "a.wav", both)
+    record(tmp_path / "truth" / "a_foreground.wav", both[:, 1])  # of one channel, as stems are
+    for channel, expected in (("mean", read(clip)[0].mean(1)), ("1", read(clip)[0][:, 1])):
+        said = offkey(
+            *("separate", clip, "--model", model, "--out", tmp_path / "out", "--channel", channel),
+            *("--truth", tmp_path / "truth", "--json"),
+        )
+        assert "gain_db" in said.json["files"][0]
+        row = said.json["files"][0]
+        np.testing.assert_allclose(read(row["foreground"])[0] + read(row["background"])[0], expected, atol=1e-6)
+    assert offkey("separate", clip, "--model", model, "--out", tmp_path / "out", "--channel", "left").code == 2
+    assert (
+        "channel 2 was asked for"
+        in offkey("separate", clip, "--model", model, "--out", tmp_path / "out", "--channel", 2).err
+    )
+
+
+def test_a_device_that_is_not_there_is_told(offkey: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    call = ("separate", record(tmp_path / "a.wav"), "--model", model, "--out", tmp_path / "out")
+    said = offkey(*call, "--device", "nonsense")
+    assert said.code == 2
+    assert "--device: there is no device 'nonsense'" in said.err
+    assert offkey(*call, "--device", "cpu").code == 0
+
+
+def test_long_clips_are_not_kept_whole(
+    offkey: Callable[..., Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offkey.separation.stems import Pair, Stems
+
+    wave = (0.1 * np.sin(np.arange(16000 * 40))).astype(np.float32)
+    monkeypatch.setattr(Stems, "pair", lambda self, path: Pair(wave * 0.5, wave * 0.5))
+    clips = [record(tmp_path / f"{number}.wav") for number in range(5)]
+    peaks = []
+    for count in (1, 5):
+        tracemalloc.start()
+        offkey("separate", *clips[:count], "--model", model, "--out", tmp_path / "out")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 4 * 1.5 * wave.nbytes  # the parts of a clip take three times as much
+    text = (tmp_path / "out" / "separation.html").read_text(encoding="utf-8")
+    assert text.count("Shown are the first 10 s of 40 s.") == 5

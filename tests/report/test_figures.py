@@ -132,3 +132,23 @@ def test_places_never_leave_the_plot_area():
     assert plot.y(5) == 10
     plot.span((2.0, 2.0), (3.0, 3.0))
     assert plot.x(2.0) == plot.y(3.0) == 50
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("spread", [1.0, 0.0])
+def test_without_a_threshold_there_is_no_line(machine, labelled, spread):
+    made = machine(clips=12, labelled=labelled)
+    clips = [dataclasses.replace(c, score=1.0 + spread * (c.score - 1.0), is_anomalous=False) for c in made.clips]
+    made = dataclasses.replace(made, clips=clips, threshold=float("inf"), reference_scores=np.ones(3))
+    drawn = [draw(made, "k") for draw in (score_figure, roc_figure if labelled else trend_figure, map_figure)]
+    for figure in drawn:
+        assert figure is not None
+        assert "nan" not in figure.drawing
+        assert 'class="threshold"' not in figure.drawing
+        assert "stand source" not in figure.drawing
+    for figure in drawn[:2]:
+        assert "here is no threshold, since too few normal clips" in figure.reading
+    counted = score_figure(made, "k")
+    assert counted is not None
+    assert "beyond" not in counted.drawing
+    assert " alarm" in counted.drawing

@@ -315,3 +315,13 @@ def test_a_write_that_fails_leaves_the_old_page(report, audio, tmp_path, monkeyp
         write_report(report(title="Another"), out, audio)
     assert out.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_a_machine_without_a_threshold_is_said_to_raise_no_alarm(page, machine):
+    made = machine(clips=12, labelled=False)
+    quiet = [dataclasses.replace(clip, is_anomalous=False) for clip in made.clips]
+    text = Outline(page(dataclasses.replace(made, clips=quiet, threshold=float("inf")))).text
+    assert "There is no threshold: too few normal clips stand behind" in text
+    assert "about 0.0" in text  # of the alarms, none is expected by chance
+    assert "would if all were normal" not in text
+    assert "inf" not in re.findall(r"threshold (\S+)", text)

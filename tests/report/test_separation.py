@@ -144,3 +144,16 @@ def test_parts_that_do_not_fit_are_refused(page) -> None:
 
 def test_same_clips_same_bytes(page) -> None:
     assert page(make_clip()) == page(make_clip())
+
+
+@pytest.mark.parametrize("seconds", [1.0, 12.0])
+def test_an_excerpt_makes_the_same_page_and_holds_no_more_than_that(page, seconds: float) -> None:
+    whole = make_clip(seconds=seconds)
+    short = whole.excerpt()
+    assert page(short) == page(whole)
+    assert page(short.excerpt()) == page(whole)
+    for part in (short.mixture, short.foreground, short.background):
+        assert part.base is None
+        assert len(part) == min(seconds, 10.0) * RATE
+    with pytest.raises(OffkeyError, match="not finite"):
+        dataclasses.replace(whole, background=whole.background * np.float32("nan")).excerpt()

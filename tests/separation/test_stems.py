@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from tests.separation.stand_in import LowPass, sound, write
 
-from offkey.audio.cache import ArrayCache
+from offkey.audio.cache import ArrayCache, content_key
 from offkey.audio.io import AudioConfig, AudioError, read_clip
 from offkey.data.loader import Failure
 from offkey.separation.stems import Stems, bring_to_level
@@ -127,3 +128,22 @@ def test_a_broken_separator_is_told_with_the_clip(tmp_path: Path, broken: object
     separator.separate = broken  # type: ignore[method-assign,assignment]
     with pytest.raises(AudioError, match=r"a\.wav: the separator made"):
         Stems(separator).pair(clip.path)
+
+
+@pytest.mark.parametrize("rate", [48000, 44100, 8000])
+def test_recordings_of_24_bits_add_up_bit_for_bit_at_any_rate(tmp_path: Path, rate: int) -> None:
+    wave = 0.3 * np.random.default_rng(0).standard_normal(rate)
+    soundfile.write(tmp_path / "a.wav", wave, rate, subtype="PCM_24")
+    cache = ArrayCache(tmp_path / "cache")
+    for _ in range(2):  # found, and from the cache
+        stems = Stems(LowPass(), AudioConfig(rate=rate), cache)
+        pair = stems.pair(tmp_path / "a.wav")
+        np.testing.assert_array_equal(np.add(*pair), read_clip(tmp_path / "a.wav", AudioConfig(rate=rate)))
+        np.testing.assert_array_equal(stems.foreground(tmp_path / "a.wav"), pair.foreground)
+
+
+def test_foregrounds_that_were_not_rounded_are_not_met_again(tmp_path: Path) -> None:
+    clip = write(tmp_path / "a.wav", sound(200, 3000, rate=48000), rate=48000)
+    cache, config = ArrayCache(tmp_path / "cache"), AudioConfig(rate=48000)
+    cache.put(content_key(clip.path, "foreground", config, LowPass().fingerprint()), np.ones(24000, np.float32))
+    assert np.abs(Stems(LowPass(), config, cache).foreground(clip.path)).max() < 0.2

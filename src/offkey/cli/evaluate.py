@@ -39,6 +39,7 @@ def evaluate(
     if model is None or source is None:
         complain("evaluate needs MODEL SOURCE, or --scores DIR (and --truth FILE where the names hide it)")
         return 2
+    from offkey.alarms import clip_seconds, shortfall
     from offkey.assessment import FOLDER, assess
     from offkey.data.source import open_source
     from offkey.detector import Detector
@@ -70,6 +71,11 @@ def evaluate(
         show_result(assessment.result, as_json)
         if assessment.no_result:
             complain(assessment.no_result)
+    for name in sorted(set(assessment.machines)):
+        known = detector.machines[name]
+        missing = shortfall(known.calibration, clip_seconds(known))
+        if missing:
+            complain(f"{name}: {missing}")
     if not as_json:
         typer.echo(f"kept in {model / FOLDER}; next: offkey report {model}")
     return report_failures(assessment.failures)

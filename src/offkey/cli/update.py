@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -83,6 +84,10 @@ def update(
         for row in rows:
             typer.echo(
                 f"{row['machine']}: {row['added']} clips added, {row['clips']} in all; threshold "
-                f"{row['threshold_before']:.4g} -> {row['threshold']:.4g}: {place}"
+                f"{_spoken(row['threshold_before'])} -> {_spoken(row['threshold'])}: {place}"
             )
     return code
+
+
+def _spoken(threshold: Any) -> str:
+    return f"{threshold:.4g}" if math.isfinite(threshold) else "none (too few clips)"

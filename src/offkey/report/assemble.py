@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 import offkey
@@ -45,10 +47,22 @@ def write_run_report(run: Path, out: Path, title: str | None = None, examples: i
     detector = Detector.load(run)
     kept = read_assessment(run / FOLDER)
     data = report_data(detector, kept, title or f"{run.absolute().name}: {', '.join(detector.machines)}")
-    if detector.front_end is not None:
-        page = out.with_name(f"{out.stem}-separation.html")
-        _write_stems(detector.front_end, detector.config.audio, kept, page, data.title, examples)
-        data = replace(data, facts=[*data.facts, ("Front end", f"{detector.front_end.keep}: see {page.name}")])
+    facts = list(data.facts)
+    for number, (heard_by, front_end, audio) in enumerate(detector.front_ends()):
+        page = out.with_name(f"{out.stem}-separation{f'-{number + 1}' if number else ''}.html")
+        of = f" of {', '.join(heard_by)}" if heard_by else ""
+        told = [("Report", _link(out)), (f"Front end{of}", front_end.keep)]
+        _write_stems(
+            front_end,
+            audio,
+            kept,
+            page,
+            data.title + (f", heard by {', '.join(heard_by)}" if of else ""),
+            told,
+            examples,
+        )
+        facts.append((f"Front end{of}", Markup("{}: {}").format(front_end.keep, _link(page))))
+    data = replace(data, facts=facts)
     # Players keep the recording's own level and both channels mixed: what a person would hear.
     config = AudioConfig(rate=detector.config.audio.rate, channel=detector.config.audio.channel)
     return write_report(
@@ -58,6 +72,12 @@ def write_run_report(run: Path, out: Path, title: str | None = None, examples: i
         examples=examples,
         explain=lambda machine, clip: _reason(detector, machine, clip),
     )
+
+
+def _link(page: Path) -> Markup:
+    """A link to a page in the same folder."""
+    place = quote(page.name, errors="surrogateescape")  # "./" since what stands before a colon would be a protocol
+    return Markup('<a href="./{}">{}</a>').format(place, page.name)
 
 
 def _reason(detector: Detector, machine: str, clip: ClipReport) -> Reason | None:
@@ -86,7 +106,13 @@ def _reason(detector: Detector, machine: str, clip: ClipReport) -> Reason | None
 
 
 def _write_stems(
-    front_end: FrontEnd, audio: AudioConfig, kept: KeptAssessment, out: Path, title: str, examples: int
+    front_end: FrontEnd,
+    audio: AudioConfig,
+    kept: KeptAssessment,
+    out: Path,
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    examples: int,
 ) -> Path:
     """A page beside the report: the strangest and the most ordinary clips of each machine, taken apart."""
     stems = Stems(front_end.separator, AudioConfig(rate=audio.rate, channel=audio.channel))
@@ -101,8 +127,8 @@ def _write_stems(
                 problems.append((clip.file, error.problem))
                 continue
             told = {"score": f"{clip.score:.3g}", "condition": clip.condition.value}
-            shown.append(SeparatedClip(clip.file, front + back, front, back, audio.rate, told))
-    return write_separation_report(shown, out, title=title, version=offkey.__version__, problems=problems)
+            shown.append(SeparatedClip(clip.file, front + back, front, back, audio.rate, told).excerpt())
+    return write_separation_report(shown, out, title=title, version=offkey.__version__, facts=facts, problems=problems)
 
 
 def report_data(detector: Detector, kept: KeptAssessment, title: str) -> ReportData:

@@ -33,6 +33,7 @@ __all__ = [
 WIDTH, HEIGHT = 372.0, 344.0
 MOST_POINTS = 400
 _THIN = "\u202f"
+_NO_ALARM = "there is no threshold, since too few normal clips stand behind the rate, and no clip raises an alarm"
 
 
 class Figure(NamedTuple):
@@ -132,30 +133,36 @@ def roc_figure(machine: MachineReport, key: str) -> Figure | None:
     plot.frame()
     plot.text(plot.x(0.94), plot.y(0.855), "guessing", "note halo", "end")
     said: list[str] = []
+    limited = bool(np.isfinite(machine.threshold))
+    meant = "The marker is the threshold in use" if limited else _NO_ALARM[0].upper() + _NO_ALARM[1:]
     for row, curve in enumerate(reversed(curves)):
         x, y = _corners(curve.false_alarms, curve.caught)
         plot.path(polyline(map(plot.x, x), map(plot.y, y)), f"curve {curve.domain.value}")
         shape = "square" if curve.domain == Domain.TARGET else "circle"
-        stands = mark(shape, plot.x(curve.stands[0]), plot.y(curve.stands[1]), 5.5, f"stand {curve.domain.value}")
-        plot.add(stands)
+        if limited:
+            stands = mark(shape, plot.x(curve.stands[0]), plot.y(curve.stands[1]), 5.5, f"stand {curve.domain.value}")
+            plot.add(stands)
         line = plot.height - 6 - 18 * row
         plot.path(f"M{short(plot.left)} {short(line - 4)}h30", f"curve {curve.domain.value}")
-        plot.add(mark(shape, plot.left + 15, line - 4, 4.5, f"stand {curve.domain.value}"))
+        if limited:
+            plot.add(mark(shape, plot.left + 15, line - 4, 4.5, f"stand {curve.domain.value}"))
         plot.text(plot.left + 40, line, _spoken(curve.domain), "label")
         plot.text(plot.right, line, f"AUC {percent(curve.area)}", "label strong", "end")
         said.insert(0, f"{_spoken(curve.domain)}: area under the curve {percent(curve.area)}")
     return Figure(
         "The trade-off (ROC curve)",
         "Each point of a curve is one possible alarm threshold: the nearer to the top left corner, the more "
-        "anomalies are caught for the same false alarms. The marker is the threshold in use; the shaded "
+        f"anomalies are caught for the same false alarms. {meant}; the shaded "
         "strip, up to 10\u202f% false alarms, is what pAUC looks at.",
         plot.finish(key, f"ROC curves of {machine.name}", "; ".join(said) + "."),
     )
 
 
 def _bins(values: NDArray[np.float64], threshold: float, count: int = 36) -> NDArray[np.float64]:
-    """Equal bins over the range that is shown, one of whose borders is the threshold."""
+    """Equal bins over the range that is shown, one of whose borders is the threshold where there is one."""
     low, high = robust_range(values)
+    if not np.isfinite(threshold):
+        threshold = low
     low, high = min(low, threshold), max(high, threshold)
     step = (high - low) / count if high > low else 1.0
     before, after = (
@@ -189,6 +196,7 @@ def score_figure(machine: MachineReport, key: str) -> Figure | None:
         return None
     values = np.concatenate([row[2] for row in rows])
     edges = _bins(values, machine.threshold)
+    limited = bool(np.isfinite(machine.threshold))
     held = np.clip(values, edges[0], edges[-1])
     outside = int(np.sum(held != values))
     plot = Plot(WIDTH, HEIGHT, left=14, top=24, right=14, bottom=42)
@@ -212,24 +220,29 @@ def score_figure(machine: MachineReport, key: str) -> Figure | None:
                 plot.path("".join(bars), f"bar {style} {side}")
         plot.line(plot.left, floor, plot.right, floor, "edge")
         said.append(f"{name}: {percent(share)} of {len(scores)} raise an alarm")
-    line = plot.x(machine.threshold)
-    plot.line(line, plot.top - 6, line, plot.bottom, "threshold")
+    line = plot.x(machine.threshold) if limited else plot.right
+    if limited:
+        plot.line(line, plot.top - 6, line, plot.bottom, "threshold")
     for index, (name, _, scores, share) in enumerate(rows):
         head = plot.top + space * index + 18
         plot.text(plot.left, head, f"{name} ({len(scores)})", "label halo")
         plot.text(plot.right, head, f"{percent(share)} alarm", "label strong halo", "end")
-    near_right = line > (plot.left + plot.right) / 2
-    words = f"threshold {significant(machine.threshold)}"
-    plot.text(line + (-5 if near_right else 5), 13, words, "note strong", "end" if near_right else "start")
-    plot.path(f"M{short(line - 4)} 15h8L{short(line)} 21Z", "pointer")
+    if limited:
+        near_right = line > (plot.left + plot.right) / 2
+        words = f"threshold {significant(machine.threshold)}"
+        plot.text(line + (-5 if near_right else 5), 13, words, "note strong", "end" if near_right else "start")
+        plot.path(f"M{short(line - 4)} 15h8L{short(line)} 21Z", "pointer")
+    else:
+        plot.text(plot.right, 13, "no threshold", "note strong", "end")
     ticks, step = nice_ticks(float(edges[0]), float(edges[-1]), 5)
     plot.axis_x(ticks, [number(t, step) for t in ticks], "anomaly score (no unit)", grid=False)
+    meant = "all to the right of the line raise an alarm" if limited else _NO_ALARM
     lies = "score lies" if outside == 1 else "scores lie"
     note = f" {outside} {lies} beyond the edges, counted in the outermost bars." if outside else ""
     return Figure(
         "Scores and the alarm threshold",
-        "Each bar counts clips with that score; all to the right of the line raise an alarm. A good detector "
-        "puts normal clips left of it and anomalies right." + note,
+        f"Each bar counts clips with that score; {meant}. A good detector "
+        f"puts normal clips left{' of it' if limited else ''} and anomalies right." + note,
         plot.finish(key, f"Score histograms of {machine.name}", "; ".join(said) + "."),
     )
 
@@ -321,7 +334,7 @@ def map_figure(machine: MachineReport, key: str) -> Figure | None:
 def score_step(machine: MachineReport) -> float:
     """The step to which scores of this machine are worth writing: about a thousandth of their range."""
     values = _scores(machine.clips)
-    low, high = robust_range(np.append(values, machine.threshold))
+    low, high = robust_range(np.append(values, machine.threshold))  # which passes over an infinite one
     return (high - low) / 300 if high > low else 0.001
 
 
@@ -334,7 +347,9 @@ def trend_figure(machine: MachineReport, key: str) -> Figure | None:
     peaks = [max(clips[i : i + group], key=lambda c: c.score) for i in range(0, len(clips), group)]
     values = np.append(_scores(peaks), machine.threshold)
     low, high = robust_range(values)
-    low, high = min(low, machine.threshold), max(high, machine.threshold)
+    limited = bool(np.isfinite(machine.threshold))
+    if limited:
+        low, high = min(low, machine.threshold), max(high, machine.threshold)
     room = 0.06 * (high - low)
     plot = Plot(WIDTH, HEIGHT, left=58, top=14, right=12, bottom=66)
     plot.span((1.0, float(len(clips))), (low - room, high + room))
@@ -344,8 +359,9 @@ def trend_figure(machine: MachineReport, key: str) -> Figure | None:
     across = sorted({1.0, *(t for t in across if t > 0.06 * len(clips) and t == int(t))})
     plot.axis_x(across, [number(t, 1.0) for t in across], "clip, in the order given", grid=False)
     plot.frame()
-    line = plot.y(machine.threshold)
-    plot.line(plot.left, line, plot.right, line, "threshold")
+    if limited:
+        line = plot.y(machine.threshold)
+        plot.line(plot.left, line, plot.right, line, "threshold")
     for index, clip in enumerate(peaks):
         shape, style = ("triangle", "dot anomaly") if clip.is_anomalous else ("circle", "dot normal")
         tip = f"{clip.file}, score {number(clip.score, score_step(machine))}"
@@ -355,13 +371,17 @@ def trend_figure(machine: MachineReport, key: str) -> Figure | None:
     plot.text(plot.left + 15, floor, "no alarm", "label")
     plot.add(mark("triangle", plot.left + 95, floor - 4, 3.6, "dot anomaly"))
     plot.text(plot.left + 105, floor, "alarm", "label")
-    plot.line(plot.left + 165, floor - 4, plot.left + 190, floor - 4, "threshold")
-    plot.text(plot.left + 196, floor, f"threshold {significant(machine.threshold)}", "label")
+    if limited:
+        plot.line(plot.left + 165, floor - 4, plot.left + 190, floor - 4, "threshold")
+        plot.text(plot.left + 196, floor, f"threshold {significant(machine.threshold)}", "label")
+    else:
+        plot.text(plot.left + 165, floor, "no threshold", "label")
     alarms = sum(c.is_anomalous for c in clips)
+    meant = "those above the line raise an alarm. Watch for a slow climb below it too" if limited else _NO_ALARM
     note = f" Each point is the highest of {group} clips in a row." if group > 1 else ""
     return Figure(
         "Scores in order",
-        "Each point is one clip; those above the line raise an alarm. Watch for a slow climb below it too." + note,
+        f"Each point is one clip; {meant}." + note,
         plot.finish(key, f"Scores of {machine.name} in order", f"{alarms} of {len(clips)} clips raise an alarm."),
     )
 

@@ -24,12 +24,21 @@ _LOUDEST_DOUBLINGS = 6  # 36 dB: beyond that one would listen to the recorder's 
 _PARTS = ("Recording", "Foreground", "Background")
 
 
+class WholeClip(NamedTuple):
+    """`samples` of a clip, and the level in dBFS of the recording and of its parts; −inf for silence."""
+
+    samples: int
+    mixture: float
+    foreground: float
+    background: float
+
+
 @dataclass(frozen=True, slots=True)
 class SeparatedClip:
     """One clip and its parts, (T,) float32 each at `rate` hertz; `file` is the name that is shown.
 
     `facts` are measures by name, as text, such as the SI-SNR gain where the true parts are known; they become columns
-    of the table.
+    of the table. Where the parts are an excerpt's, `whole` tells of all of the clip.
     """
 
     file: str
@@ -38,6 +47,17 @@ class SeparatedClip:
     background: NDArray[np.float32]
     rate: int
     facts: Mapping[str, str] = field(default_factory=dict)
+    whole: WholeClip | None = None
+
+    def excerpt(self) -> SeparatedClip:
+        """The clip with no more sound than the page shows, in memory of its own: the page comes out the same.
+
+        Raises OffkeyError as `write_separation_report` does.
+        """
+        whole = _measured(self)
+        size = int(EXCERPT_SECONDS * self.rate)
+        parts = (self.mixture[:size].copy(), self.foreground[:size].copy(), self.background[:size].copy())
+        return SeparatedClip(self.file, *parts, self.rate, self.facts, whole)
 
 
 class _Level(NamedTuple):
@@ -94,22 +114,18 @@ def write_separation_report(
 
 
 def _view(clip: SeparatedClip, key: str) -> _View:
-    whole = (clip.mixture, clip.foreground, clip.background)
-    if len({len(part) for part in whole}) != 1 or not len(clip.mixture):
-        raise OffkeyError(f"{clip.file}: recording and parts have {[len(part) for part in whole]} samples; give equals")
-    if not all(np.isfinite(part).all() for part in whole):
-        raise OffkeyError(f"{clip.file}: a part holds samples that are not finite; separate it again")
-    levels = [_dbfs(part) for part in whole]
+    whole = _measured(clip)
+    levels = [whole.mixture, whole.foreground, whole.background]
     levels.append(levels[1] - levels[2] if np.isfinite(levels[1]) or np.isfinite(levels[2]) else float("nan"))
-    shown = [part[: int(EXCERPT_SECONDS * clip.rate)] for part in whole]
+    shown = [part[: int(EXCERPT_SECONDS * clip.rate)] for part in (clip.mixture, clip.foreground, clip.background)]
     peak = max(float(np.abs(part).max()) for part in shown)
     doublings = int(np.clip(np.floor(-np.log2(peak)), 0, _LOUDEST_DOUBLINGS)) if peak > 0 else 0
     return _View(
         key=key,
         file=clip.file,
-        seconds=len(clip.mixture) / clip.rate,
+        seconds=whole.samples / clip.rate,
         levels=[_Level(round(value, 2) if np.isfinite(value) else -1e300, _decibels(value)) for value in levels],
-        sentence=_sentence(clip, levels[3], doublings),
+        sentence=_sentence(whole.samples / clip.rate, levels[3], doublings),
         facts=clip.facts,
         rate=clip.rate,
         doublings=doublings,
@@ -117,15 +133,25 @@ def _view(clip: SeparatedClip, key: str) -> _View:
     )
 
 
-def _sentence(clip: SeparatedClip, ratio: float, doublings: int) -> str:
+def _measured(clip: SeparatedClip) -> WholeClip:
+    """Length and levels of all of a clip. Raises OffkeyError for parts that do not fit or are not finite."""
+    parts = (clip.mixture, clip.foreground, clip.background)
+    if len({len(part) for part in parts}) != 1 or not len(clip.mixture):
+        raise OffkeyError(f"{clip.file}: recording and parts have {[len(part) for part in parts]} samples; give equals")
+    if not all(np.isfinite(part).all() for part in parts):
+        raise OffkeyError(f"{clip.file}: a part holds samples that are not finite; separate it again")
+    return clip.whole or WholeClip(len(clip.mixture), *map(_dbfs, parts))
+
+
+def _sentence(seconds: float, ratio: float, doublings: int) -> str:
     if np.isnan(ratio):
         said = "There is no sound in either part."
     elif np.isinf(ratio):
         said = f"All of the sound was taken for {'the machine' if ratio > 0 else 'the surroundings'}."
     else:
         said = f"The machine is {_decibels(abs(ratio))} {'above' if ratio >= 0 else 'below'} what sounds around it."
-    if len(clip.mixture) > EXCERPT_SECONDS * clip.rate:
-        said += f" Shown are the first {EXCERPT_SECONDS:g} s of {len(clip.mixture) / clip.rate:.0f} s."
+    if seconds > EXCERPT_SECONDS:
+        said += f" Shown are the first {EXCERPT_SECONDS:g} s of {seconds:.0f} s."
     if doublings:
         said += f" All three are played {6 * doublings} dB louder than recorded."
     return said

@@ -99,6 +99,7 @@ def sentence(machine: MachineReport) -> str:
     """What the detector did with this machine's clips, in words."""
     caught, anomalies = _share(machine.clips, Condition.ANOMALY)
     false, normals = _share(machine.clips, Condition.NORMAL)
+    limited = bool(np.isfinite(machine.threshold))
     said = []
     if anomalies:
         said.append(f"{caught} of {_count(anomalies, 'anomaly', 'anomalies')} raised an alarm")
@@ -109,12 +110,16 @@ def sentence(machine: MachineReport) -> str:
         alarms = sum(c.is_anomalous for c in unknown)
         chance = machine.false_alarm_rate * len(unknown)
         about = f"{chance:.0f}" if chance >= 9.5 else f"{chance:.1f}"
-        said.append(
-            f"{alarms} of {_count(len(unknown), 'clip')} raised an alarm; about {about} would if all were normal"
-        )
+        expected = f"; about {about} would if all were normal" if limited else ""
+        said.append(f"{alarms} of {_count(len(unknown), 'clip')} raised an alarm{expected}")
     if not said:
         return "No clips of this machine were scored."
     rate = machine.false_alarm_rate
+    if not limited:
+        return (
+            f"{', and '.join(said)}. There is no threshold: too few normal clips stand behind {percent(rate)} false "
+            "alarms, so none of this machine's clips can raise one. Record more, or ask for another rate."
+        )
     told = f"{', and '.join(said)}. The threshold was set on normal clips alone, "
     told += f"for {percent(rate)} false alarms"
     if false > rate * normals + 3 * float(np.sqrt(rate * (1 - rate) * normals)) + 1:
@@ -138,12 +143,12 @@ def tiles(data: ReportData) -> list[Tile]:
     if anomalies:
         tiles.append(Tile("Anomalies caught", percent(caught / anomalies), f"{caught} of {anomalies}", "anomaly"))
     if normals:
-        rates = sorted({m.false_alarm_rate for m in data.machines})
+        rates = sorted({m.false_alarm_rate for m in data.machines if np.isfinite(m.threshold)})
         aim = f", set for {percent(rates[0])}" if len(rates) == 1 else ""
         tiles.append(Tile("False alarms", percent(false / normals), f"{false} of {normals}{aim}", "normal"))
     if not anomalies and not normals and clips:
         alarms = sum(c.is_anomalous for c in clips)
-        chance = sum(m.false_alarm_rate * len(m.clips) for m in data.machines)
+        chance = sum(m.false_alarm_rate * len(m.clips) for m in data.machines if np.isfinite(m.threshold))
         tiles.append(
             Tile(
                 "Alarms",

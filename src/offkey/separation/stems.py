@@ -1,7 +1,7 @@
 """Foreground and background of every clip, found once and kept on disk.
 
-Only the foreground is kept: the background is what it leaves of the recording. The two add up to it as exactly as the
-separator's own parts do; where clips are resampled for it or brought to a level, to float32's last place.
+Only the foreground is kept: the background is what it leaves of the recording. The two add up to it as exactly as
+`separation.separator.add_up` has it, at any rate; where clips are brought to a level, to float32's last place.
 An entry belongs to the content of a file, the way it is decoded and the separator's weights; a copy under another
 name is not separated again.
 """
@@ -54,10 +54,10 @@ class Pair(NamedTuple):
 class Stems:
     """Separates files as `read_clip` decodes them, each one once where there is a `cache`.
 
-    At another rate than the separator's own, the clip is resampled for it and its foreground back; what the separator
-    cannot hear (above half of its rate) is then background. `config.level_dbfs` scales both parts of a clip as it
-    scales the clip. Safe to share between threads: they wait for each other where the separator itself is at work, so
-    that memory holds one clip's spectra.
+    At another rate than the separator's own, the clip is resampled for it and its foreground back and rounded, so that
+    the parts add up; what the separator cannot hear (above half of its rate) is then background. `config.level_dbfs`
+    scales both parts of a clip as it scales the clip. Safe to share between threads: they wait for each other where the
+    separator itself is at work, so that memory holds one clip's spectra.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class Stems:
         self.fingerprint = separator.fingerprint()
         # The level is set after separation: one entry serves all levels.
         self._decoding = self.config.model_copy(update={"level_dbfs": None})
+        # Foregrounds at other rates that an earlier offkey kept are not rounded: they are not to be met again.
+        self._kind = "foreground" if int(separator.config.rate) == self.config.rate else "rounded foreground"
         self._one_at_a_time = threading.Lock()
 
     def foreground(self, path: Path) -> Float[np.ndarray, " T"]:
@@ -127,7 +129,7 @@ class Stems:
 
     def _key(self, path: Path) -> str | None:
         try:
-            return content_key(path, "foreground", self._decoding, self.fingerprint)
+            return content_key(path, self._kind, self._decoding, self.fingerprint)
         except OSError:
             return None  # decoding says what is wrong with the file
 
@@ -153,11 +155,11 @@ class Stems:
                 f"the separator made {found.shape} samples of {len(heard)}, or some that are not finite",
                 "Train or copy the separator again",
             )
-        foreground = found[0] if own == rate else _resample(found[0], own, rate)
+        if own == rate:
+            return np.ascontiguousarray(found[0])
+        foreground = _resample(found[0], own, rate)[: len(mixture)]
         # Resampling there and back may end a sample early or late.
-        if len(foreground) < len(mixture):
-            foreground = np.pad(foreground, (0, len(mixture) - len(foreground)))
-        return np.ascontiguousarray(foreground[: len(mixture)], dtype=np.float32)
+        return _rounded(mixture, np.pad(foreground, (0, len(mixture) - len(foreground))))
 
     def _pair(self, mixture: NDArray[np.float32], foreground: NDArray[np.float32]) -> Pair:
         if self.config.level_dbfs is not None:
@@ -174,6 +176,16 @@ def bring_to_level(samples: NDArray[np.float32], level_dbfs: float | None) -> ND
 def _gain(samples: NDArray[np.float32], level_dbfs: float) -> float:
     power = float(np.mean(np.square(samples, dtype=np.float64)))
     return 10.0 ** (level_dbfs / 20.0) / power**0.5 if power > 0 else 1.0
+
+
+def _rounded(mixture: NDArray[np.float32], foreground: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The foreground (T,) as `add_up` rounds it, so that it and what it leaves add up to the mixture (T,)."""
+    import torch
+
+    from offkey.separation.separator import add_up
+
+    waves = [torch.from_numpy(np.array(wave, dtype=np.float32))[None] for wave in (mixture, foreground)]
+    return np.ascontiguousarray(add_up(*waves)[0, 0].numpy())
 
 
 def _resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ def leads() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
+def choose_device(name: str, local_rank: int = 0, setting: str = "training.device") -> torch.device:
     """Turn a setting into a device: `auto` is this process's GPU where there is one, else the CPU.
 
     Raises OffkeyError for a device that this machine or this torch lacks.
@@ -31,10 +31,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise OffkeyError(f"training.device: there is no device {name!r}; use auto, cpu or cuda") from error
+        raise OffkeyError(f"{setting}: there is no device {name!r}; use auto, cpu or cuda") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise OffkeyError(f"training.device is {name!r}, but torch finds no GPU here: use auto or cpu")
+            raise OffkeyError(f"{setting} is {name!r}, but torch finds no GPU here: use auto or cpu")
         if device.index is None:
             device = torch.device("cuda", local_rank)
     return device
