@@ -18,6 +18,8 @@ from offkey.types import OffkeyError
 
 SHOWN = 12
 """Recordings on the page that `offkey separate` writes."""
+PAGE = "separation.html"
+"""The page beside written stems; a folder with it holds no true ones."""
 _PARTS = ("foreground", "background")
 _RATES = (1000, 768_000)  # hertz, those that `AudioConfig` takes
 _ENDS_ALL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -192,7 +194,7 @@ def separate(
     if shown:
         page = write_separation_report(
             shown,
-            out / "separation.html",
+            out / PAGE,
             title=f"{len(rows) - len(failed)} recordings taken apart",
             version=offkey.__version__,
             facts=[
@@ -261,7 +263,7 @@ def _settle(files: Sequence[Path], out: Path, truth: Path | None) -> list[_Task]
         raise OffkeyError(f"--out: {out} is the folder of --truth; choose another, or the truth is overwritten")
     beside = [file.absolute().parent.parent / "stems" for file in files]
     for folder in dict.fromkeys(beside):
-        if folder.resolve() == written and any(folder.glob("*_foreground.wav")):
+        if folder.resolve() == written and any(folder.glob("*_foreground.wav")) and not (folder / PAGE).is_file():
             raise OffkeyError(
                 f"--out: {out} lies beside the recordings and holds stems, which may be the true ones; "
                 "choose another folder"
@@ -274,8 +276,8 @@ def _settle(files: Sequence[Path], out: Path, truth: Path | None) -> list[_Task]
         bare = folder / f"{file.stem}_foreground.wav"
         truths = [folder / f"{name}_foreground.wav"] if truth is not None else []
         alone = sharing[folder, key] == 1
-        if folder.resolve() == written:
-            alone, truths, bare = True, [], written  # never from what this run writes
+        if folder.resolve() == written or (folder != truth and (folder / PAGE).is_file()):
+            alone, truths, bare = True, [], written  # never from what this run, or an earlier one, wrote
         elif alone:
             truths.append(bare)
         task = _Task(file, name, tuple(truths), None if alone else bare)
