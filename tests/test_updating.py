@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 import offkey
 from offkey.data.loader import Failure
+from offkey.detector import Detector
+from offkey.ensemble import Ensemble
 from offkey.explaining.joining import join_profiles
 from offkey.files import sha256
 from offkey.fitting import fit
+from offkey.progress import Quiet
+from offkey.references import joined_recordings
 from offkey.types import ClipMeta, Domain
 from offkey.updating import UpdateError, _fresh, replace_folder, update
 
@@ -173,3 +178,139 @@ def test_profiles_are_joined() -> None:
     same = join_profiles(new, new, 0.5)
     np.testing.assert_allclose(same.spectra.fluctuation, spectra.fluctuation, atol=0.06)
     np.testing.assert_allclose(same.frame_error, new.frame_error, rtol=1e-6)
+
+
+# ---- what is known already, and what is not
+
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hums of half a second with noise, whose levels lie within a hundredth of a decibel of each other."""
+    folder = tmp_path_factory.mktemp("steady") / "pump"
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    hum = np.sin(2 * np.pi * 100 * np.arange(RATE // 2) / RATE)
+    for number in range(70):
+        sound = hum + 0.1 * rng.standard_normal(RATE // 2)
+        sound *= 0.1 * 10 ** (rng.normal(0, 0.01) / 20) / np.sqrt(np.mean(np.square(sound)))
+        soundfile.write(folder / f"{'old' if number < 60 else 'new'}-{number}.wav", sound, RATE, subtype="FLOAT")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def members(steady: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Detector]:
+    """Two detectors of the first sixty clips; the view of one is a single number."""
+    folder = tmp_path_factory.mktemp("first") / "pump"
+    folder.mkdir()
+    for path in steady.glob("old-*.wav"):
+        shutil.copy(path, folder)
+    return {name: fit(folder.parent, name, workers=0) for name in ("loudness", "logmel-knn")}
+
+
+class Said(Quiet):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_clips_of_one_level_are_not_taken_for_copies(members: dict[str, Detector], steady: Path) -> None:
+    """The loudness of some differs by less than the fifth digit; they are different clips all the same."""
+    new = sorted(steady.glob("new-*.wav"))
+    known = members["loudness"].machines["pump"].embeddings["loudness"]
+    grown = update(members["loudness"], new, workers=0)
+    assert grown.machines["pump"].clips[-10:] == tuple(path.name for path in new)
+    added = grown.machines["pump"].embeddings["loudness"][-10:]
+    away = np.abs(added - known.T).min(axis=1)
+    assert (away <= 1e-5 * np.abs(added[:, 0])).any()  # which is what a copy was told by
+
+
+@pytest.mark.parametrize("system", ["loudness", "logmel-knn"])
+def test_copies_are_known_in_whatever_format_and_company(
+    members: dict[str, Detector], steady: Path, tmp_path: Path, system: str
+) -> None:
+    old = sorted(steady.glob("old-*.wav"))[:3]
+    copies = []
+    for number, subtype in enumerate(("PCM_24", "DOUBLE", "FLOAT")):
+        samples, rate = soundfile.read(old[number])
+        copies.append(tmp_path / f"copy-{number}.{'flac' if subtype == 'PCM_24' else 'wav'}")
+        soundfile.write(copies[-1], samples, rate, subtype=subtype)
+    longer = tmp_path / "a-longer.wav"  # beside a longer clip the others are padded
+    soundfile.write(longer, 0.1 * np.random.default_rng(0).standard_normal(3 * RATE), RATE)
+    said = Said()
+    grown = update(members[system], [longer, *copies], machine="pump", workers=0, progress=said)
+    assert grown.machines["pump"].clips[60:] == ("a-longer.wav",)
+    assert said.lines[0] == ("pump: 3 of 4 clips are known already; left out: copy-0.flac, copy-1.wav, copy-2.wav")
+
+
+def test_an_ensemble_decides_once(members: dict[str, Detector], steady: Path, tmp_path: Path) -> None:
+    ensemble = Ensemble.of(members)
+    new, copy = sorted(steady.glob("new-*.wav")), tmp_path / "copy.wav"
+    shutil.copy(new[3], copy)
+    said, failures = Said(), []
+    (tmp_path / "half.wav").write_bytes(b"RIFF")
+    clips = [*new, copy, sorted(steady.glob("old-*.wav"))[0], tmp_path / "half.wav"]
+    grown = update(ensemble, clips, machine="pump", workers=0, progress=said, failures=failures)
+    expected = (*members["loudness"].machines["pump"].clips, *(path.name for path in new))
+    for part in (grown, *grown.members.values()):
+        known = part.machines["pump"]
+        assert known.clips == expected
+        assert len(known.profile.spectra) == len(known.clips)
+    assert [line for line in said.lines if "known already" in line] == [
+        "pump: 2 of 12 clips are known already; left out: copy.wav, old-0.wav"
+    ]
+    assert [failure.path.name for failure in failures] == ["half.wav"]
+    for number in range(10):
+        one = update(ensemble, [new[number]], workers=0)
+        assert all(len(part.machines["pump"].clips) == 61 for part in one.members.values())
+    with pytest.raises(UpdateError, match="known already"):
+        update(grown, [copy], machine="pump", workers=0)
+
+
+def test_what_a_member_knows_is_left_out_for_all(members: dict[str, Detector], steady: Path) -> None:
+    """A member that was updated by itself does not count a clip twice."""
+    new = sorted(steady.glob("new-*.wav"))[:2]
+    ahead = update(members["loudness"], new[:1], workers=0)
+    ensemble = Ensemble.of({"loudness": ahead, "logmel-knn": members["logmel-knn"]})
+    grown = update(ensemble, new, workers=0)
+    assert len(grown.members["loudness"].machines["pump"].clips) == 62
+    assert len(grown.members["logmel-knn"].machines["pump"].clips) == 61
+
+
+# ---- what the card tells of the recordings
+
+
+def test_the_card_counts_what_has_come(members: dict[str, Detector], tmp_path: Path) -> None:
+    long = tmp_path / "section_00_source_train_normal_0000_speed_7.wav"
+    soundfile.write(long, 0.1 * np.random.default_rng(0).standard_normal(44100 * 6), 44100)
+    ensemble = Ensemble.of(members)
+    for detector in (members["logmel-knn"], ensemble):
+        before = detector.facts["recordings"]["pump"]
+        grown = update(detector, [long], machine="pump", workers=0)
+        told = grown.facts["recordings"]["pump"]
+        assert (before["minutes"], before["longest"], before["rates"]) == (0.5, 0.5, {"16000": 60})
+        assert (told["minutes"], told["shortest"], told["longest"]) == (0.6, 0.5, 6.0)
+        assert told["rates"] == {"16000": 60, "44100": 1}
+        assert told["attributes"] == {"speed": 1}
+        assert detector.facts["recordings"]["pump"] == before
+        card = offkey.load(grown.save(tmp_path / type(detector).__name__)).card()
+        assert "| pump | 61 | 1 | 0 | 0.6 | 0.5–6.0 | speed (1) |" in card
+        assert "Recorded at 16000 and 44100 Hz." in card
+        assert "0.6 minutes of sound." in card
+
+
+def test_settings_of_older_and_newer_detectors_are_joined() -> None:
+    clips = [ClipMeta(Path("none.wav"), "fan", attributes=(("speed", value), ("load", "1"))) for value in "34"]
+    kept = {"minutes": 1.0, "rates": {"16000": 3}, "attributes": {"speed": 3}, "values": {"speed": ["1", "2", "3"]}}
+    told = joined_recordings(kept, clips, [2.0, 60.0, 4.0])
+    assert told["attributes"] == {"speed": 4, "load": 1}
+    assert (told["minutes"], told["shortest"], told["longest"], told["rates"]) == (1.1, 2.0, 60.0, {"16000": 3})
+    older = {key: value for key, value in kept.items() if key != "values"}  # which values there were is not known
+    assert joined_recordings(older, clips, [1.0])["attributes"] == {"speed": 3, "load": 1}
+    assert "values" not in joined_recordings(older, clips, [1.0])

@@ -122,7 +122,13 @@ def assess(
     rows = dict(kept)
     views = rows[used[0]].keys() if used else ()
     embeddings = {view: np.stack([rows[place][view] for place in used]) for view in views}
-    result, reason = judge([clips[p] for p in used], [verdicts[p] for p in used], source, year, bootstrap, groups)
+    try:
+        result, reason = judge([clips[p] for p in used], [verdicts[p] for p in used], source, year, bootstrap, groups)
+    except OffkeyError as error:
+        if not failures:
+            raise
+        # what could be scored is kept
+        result, reason = None, f"without the {len(failures)} clips that could not be used there is no metric: {error}"
     missing = sorted(set(source.machines()) - {clip.machine for clip in clips})
     if missing:
         reason = (reason + " " if reason else "") + f"not known to this detector: {', '.join(missing)}"

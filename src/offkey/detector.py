@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from offkey.systems.network import Network
 
 __all__ = ["Detector", "DetectorError", "FileVerdict", "MachineDetector", "machine_key"]
+
+Told = TypeVar("Told")
 
 EXPLAINED_BY = 5
 """How many normal clips, those nearest to it, a clip is compared with when it is explained."""
@@ -139,7 +141,8 @@ class Detector:
         """Judge many files; yields one row a file in the order given, with a reason where there is no verdict.
 
         Files are decoded by `workers` threads ahead of the model and go through it beside others of like length. Memory
-        does not grow with their number.
+        does not grow with their number. A clip that cannot be judged is one row with its reason, whatever stands in
+        its way; those beside it are judged.
         `embeddings`, if given, receives (place in `paths`, view -> (D,)) of every clip that was scored.
         """
         metas = [_meta(path) for path in paths]
@@ -173,12 +176,13 @@ class Detector:
 
         own = [str(keys[place]) for place in usable]
         for heard, views in self._heard([metas[place] for place in usable], own, batch_size, workers, problems):
+            for good, verdicts in asked_apart(heard, self._judge_rows(heard, own, views, thresholds), problems):
+                for place, verdict in zip(good, verdicts, strict=True):
+                    row = heard.index(place)
+                    seen = {view: array[row].astype(np.float32, copy=False) for view, array in views.items()}
+                    scored[usable[place]] = verdict, seen
             for place in list(problems):
                 refused[usable[place]] = problems.pop(place)
-            verdicts = self._verdicts([own[place] for place in heard], views, thresholds)
-            for row, (place, verdict) in enumerate(zip(heard, verdicts, strict=True)):
-                seen = {view: array[row].astype(np.float32, copy=False) for view, array in views.items()}
-                scored[usable[place]] = verdict, seen
             yield from rows(last=False)
         refused |= {usable[place]: problem for place, problem in problems.items()}
         yield from rows(last=True)
@@ -193,8 +197,27 @@ class Detector:
     ) -> Iterator[tuple[list[int], Mapping[str, NDArray[Any]]]]:
         """Places in `clips` and views of what could be read, a batch at a time; `problems` tells of the others."""
         for batch in load_by_length(clips, self._reader(), batch_size, workers, problems):
-            places: list[int] = batch.place.tolist()
-            yield places, self.represent(batch, [machines[place] for place in places])
+
+            def ask(places: Sequence[int], batch: Batch = batch) -> dict[str, NDArray[Any]]:
+                return self.represent(rows_of(batch, places), [machines[place] for place in places])
+
+            yield from asked_apart(batch.place.tolist(), ask, problems)
+
+    def _judge_rows(
+        self,
+        heard: Sequence[int],
+        machines: Sequence[str],
+        views: Mapping[str, NDArray[Any]],
+        thresholds: dict[str, float],
+    ) -> Callable[[Sequence[int]], list[Verdict]]:
+        """What judges some of the places in `heard`, of which `views` has a row each."""
+
+        def judge(places: Sequence[int]) -> list[Verdict]:
+            rows = [heard.index(place) for place in places]
+            chosen = {view: array[rows] for view, array in views.items()}
+            return self._verdicts([machines[place] for place in places], chosen, thresholds)
+
+        return judge
 
     def score_samples(self, clips: Iterable[str | Path | Clip | NDArray[Any]], **keywords: Any) -> NDArray[np.float64]:
         """(N,) float64 in scikit-learn's manner: the LOWER, the more anomalous; the negative of `Verdict.score`."""
@@ -419,6 +442,34 @@ def _without_caches(network: Network | None) -> Iterator[None]:
     finally:
         for one, cache in zip(held, caches, strict=True):
             one.cache = cache
+
+
+def asked_apart(
+    places: Sequence[int], ask: Callable[[Sequence[int]], Told], problems: dict[int, str]
+) -> list[tuple[list[int], Told]]:
+    """What `ask` says of all `places`, or of the parts of them that it can answer, in their order.
+
+    Where it raises OffkeyError it is asked about each half, so that one clip that nothing can be said of costs the
+    others nothing: its reason goes to `problems`.
+    """
+    try:
+        return [(list(places), ask(places))] if len(places) else []
+    except OffkeyError as error:
+        if len(places) == 1:
+            problems[places[0]] = f"cannot be judged: {error}"
+            return []
+    half = len(places) // 2
+    return [*asked_apart(places[:half], ask, problems), *asked_apart(places[half:], ask, problems)]
+
+
+def rows_of(batch: Batch, places: Sequence[int]) -> Batch:
+    """The clips of a batch without labels that stand at `places`, no longer padded than they need."""
+    known = batch.place.tolist()
+    if list(places) == known:
+        return batch
+    rows = [known.index(place) for place in places]
+    lengths = batch.lengths[rows]
+    return Batch(batch.waveform[rows, : int(lengths.max())], lengths, None, batch.place[rows])
 
 
 def _single(waveform: NDArray[np.float32]) -> Batch:

@@ -25,7 +25,7 @@ import offkey
 from offkey.audio.io import AudioConfig
 from offkey.blending import MEMBERS, EnsembleError, Part, asked_weights, join, key_of
 from offkey.data.loader import load_by_length
-from offkey.detector import Detector
+from offkey.detector import Detector, asked_apart, rows_of
 from offkey.explaining import Explanation
 from offkey.manifest import MANIFEST
 from offkey.separation.front_end import FrontEnd
@@ -203,10 +203,15 @@ class Ensemble(Detector):
                 if batch is None:
                     del running[number]
                     continue
-                rows = batch.place.tolist()
-                scores = self._ask(groups[number], batch, [machines[row] for row in rows])
-                columns = np.stack([scores[name] for name in groups[number]], axis=1)
-                told[number].update(zip(rows, columns, strict=True))
+
+                def ask(places: Sequence[int], number: int = number, batch: Batch = batch) -> NDArray[np.float64]:
+                    """Scores (B, S) by the members of one group."""
+                    part = rows_of(batch, places)
+                    scores = self._ask(groups[number], part, [machines[place] for place in places])
+                    return np.stack([scores[name] for name in groups[number]], axis=1)
+
+                for good, columns in asked_apart(batch.place.tolist(), ask, problems):
+                    told[number].update(zip(good, columns, strict=True))
             good = sorted(set(told[0]).intersection(*told[1:]))
             if good:
                 parts = [np.concatenate([scores.pop(place) for scores in told]) for place in good]
@@ -220,7 +225,7 @@ class Ensemble(Detector):
             name: replace(known, calibration=replace(known.calibration, alpha=self.machines[name].calibration.alpha))
             for name, known in made.machines.items()
         }
-        facts = self.facts | {"clips": made.facts["clips"], "hours": made.facts["hours"]}
+        facts = self.facts | {key: made.facts[key] for key in ("clips", "hours", "recordings") if key in made.facts}
         return replace(made, machines=machines, facts=facts)
 
     # ---- disk

@@ -30,7 +30,7 @@ from offkey.systems.config import SystemConfig
 from offkey.types import ClipMeta, Domain
 from offkey.views import Views
 
-__all__ = ["assemble", "fit_machine", "fit_reference", "machine_groups"]
+__all__ = ["assemble", "fit_machine", "fit_reference", "joined_recordings", "machine_groups"]
 
 _BATCH = 16
 _PATCHES_OF = 4  # clips of a machine, evenly spread, whose batches lend patches to explanations
@@ -124,7 +124,27 @@ def _recordings(clips: Sequence[ClipMeta], seconds: Sequence[float]) -> dict[str
         "longest": round(max(seconds), 3),
         "rates": dict(sorted(Counter(str(header[0]) for header in headers if header is not None).items())),
         "attributes": {name: len(found) for name, found in values.items()},
+        "values": {name: sorted(found) for name, found in values.items()},
     }
+
+
+def joined_recordings(old: Mapping[str, Any], new: Sequence[ClipMeta], seconds: Sequence[float]) -> dict[str, Any]:
+    """What the card tells of a machine when `new` clips have come; `seconds` are of all its clips, old and new.
+
+    Older detectors kept how many values a setting has, but not which: the count is then the least that it can be.
+    """
+    added = _recordings(new, seconds)
+    rates = Counter({rate: int(count) for rate, count in old.get("rates", {}).items()}) + Counter(added["rates"])
+    counts, kept = old.get("attributes", {}), old.get("values")
+    names = [*counts, *(name for name in added["attributes"] if name not in counts)]
+    joined = {**old, **added, "rates": dict(sorted(rates.items()))}
+    if kept is None:
+        joined["attributes"] = {name: max(counts.get(name, 0), added["attributes"].get(name, 0)) for name in names}
+        del joined["values"]
+        return joined
+    joined["values"] = {name: sorted({*kept.get(name, ()), *added["values"].get(name, ())}) for name in names}
+    joined["attributes"] = {name: len(found) for name, found in joined["values"].items()}
+    return joined
 
 
 def machine_groups(clips: Sequence[ClipMeta]) -> dict[str, list[int]]:

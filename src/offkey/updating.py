@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,11 @@ from offkey.data.dcase import parse_name
 from offkey.data.loader import Failure, load_batches
 from offkey.detector import Detector, MachineDetector
 from offkey.ensemble import Ensemble
-from offkey.explaining import ProfileBuilder
+from offkey.explaining import Profile, ProfileBuilder
 from offkey.explaining.joining import join_profiles
 from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
-from offkey.references import fit_reference
+from offkey.references import fit_reference, joined_recordings
 from offkey.types import ClipMeta, Condition, Domain, OffkeyError
 from offkey.views import Views
 
@@ -39,6 +39,11 @@ _BATCH = 16
 _FAULTY = {"anomaly", "anomalies", "anomalous", "abnormal", "faulty", "broken", "defective"}
 _FAULTY_FOLDERS = _FAULTY | {"fault", "faults", "ng", "bad"}  # a file named bad_weather.wav is no verdict
 _KEPT = ("training",)
+_SHOWN = 5  # names of clips that are left out
+# How far a copy may lie from the clip: in the company of other clips, and by another decoder, not all is as it was.
+_SAME_VIEW = 1e-4  # of a view's largest number
+_SAME_DB = 0.25  # spectra are kept in half precision: 0.06 dB
+_SAME_SECONDS = 1e-3
 
 
 class UpdateError(OffkeyError):
@@ -60,17 +65,14 @@ def update(
 
     `machine`: of all clips (default: as `Detector.score` finds it). `domain`: of clips whose name does not tell it
     (default: the one that most of the machine's clips are of). `reason`: why they are added; the card tells it. Clips
-    that cannot be read are left out and appended to `failures`; those that the detector already knows are left out and
-    told to `progress`.
+    that cannot be read are left out and appended to `failures`; copies of clips that the detector already knows are
+    left out and told to `progress`. All members of an ensemble get the same clips: what one of them cannot use or
+    knows already is left out for all.
 
     Raises UpdateError for a clip whose name or folder says that it is faulty, and where nothing is left to add;
     DetectorError for a machine that the detector does not know.
     """
     progress, failures = progress or Quiet(), failures if failures is not None else []
-    if isinstance(detector, Ensemble):
-        return _members(
-            detector, clips, progress, failures, machine=machine, domain=domain, reason=reason, workers=workers
-        )
     metas = [_described(clip) for clip in clips]
     faulty = [meta.path for meta in metas if meta.condition is Condition.ANOMALY]
     if faulty:
@@ -82,60 +84,101 @@ def update(
     if not metas:
         raise UpdateError("no clips to add: name recordings, or folders of them")
     keys = [detector.machine_of(meta, machine) for meta in metas]
-    hop = detector.config.mel.hop / detector.config.audio.rate
-    rows, builder, frames = _look(detector, metas, keys, workers, progress, failures)
-    machines, added = dict(detector.machines), {}
-    profiles = builder.profiles()
+    parts = list(detector.members.values()) if isinstance(detector, Ensemble) else [detector]
+    heard = [_hear(part, metas, keys, workers, progress if part is parts[0] else Quiet(), failures) for part in parts]
+    readable = [place for place in range(len(metas)) if all(place in one.rows for one in heard)]
+    chosen = {}
     for name in dict.fromkeys(keys):
-        places = [place for place, key in enumerate(keys) if key == name and place in rows]
-        new = _unknown(detector.machines[name], places, rows)
-        if len(new) < len(places):
-            progress.say(f"{name}: {len(places) - len(new)} of {len(places)} clips are known already; left out")
-            # their profile is counted with the others': look again without them
-            if new:
-                _, again, frames_again = _look(
-                    detector, [metas[place] for place in new], [name] * len(new), workers, Quiet(), []
-                )
-                profiles[name], frames[name] = again.profiles()[name], frames_again[name]
-        if not new:
-            continue
+        places = [place for place in readable if keys[place] == name]
+        known = {place for part, one in zip(parts, heard, strict=True) for place in _known(part, name, places, one)}
+        if known:
+            progress.say(_told_known(name, [metas[place].path.name for place in sorted(known)], len(places)))
+        if len(known) < len(places):
+            chosen[name] = [place for place in places if place not in known]
+    if not chosen:
+        raise UpdateError(
+            "nothing was added: no clip could be read"
+            if not readable
+            else "nothing was added: all clips are known already"
+        )
+    grown = {
+        id(part): _added(part, metas, chosen, one, domain, reason, workers, progress if part is parts[0] else Quiet())
+        for part, one in zip(parts, heard, strict=True)
+    }
+    if not isinstance(detector, Ensemble):
+        return grown[id(detector)]
+    made = detector.with_members(lambda member: grown[id(member)])
+    updates = next(iter(made.members.values())).facts["updates"]
+    return replace(made, facts=made.facts | {"updates": updates})
+
+
+class _Heard(NamedTuple):
+    """What a detector hears in clips: `rows` the views of those that can be used, by place.
+
+    `profiles` is what is normal in each band a machine, and `places` a machine the clips that it counts, in its order.
+    """
+
+    rows: dict[int, dict[str, NDArray[np.float32]]]
+    profiles: dict[str, Profile]
+    places: dict[str, list[int]]
+
+
+def _hear(
+    detector: Detector,
+    metas: Sequence[ClipMeta],
+    keys: Sequence[str],
+    workers: int,
+    progress: Progress,
+    failures: list[Failure],
+) -> _Heard:
+    """Listen to clips; what cannot be read, and what has no finite view, is appended to `failures`, once a file."""
+    own: list[Failure] = []
+    rows, builder, _ = _look(detector, metas, keys, workers, progress, own)
+    places = {name: [place for place in sorted(rows) if keys[place] == name] for name in dict.fromkeys(keys)}
+    for place, views in list(rows.items()):
+        if not all(np.isfinite(array).all() for array in views.values()):
+            own.append(
+                Failure(metas[place].path, "what the detector hears in it is NaN or infinite; look at its audio")
+            )
+            del rows[place]
+    named = {failure.path for failure in failures}
+    failures += [failure for failure in own if failure.path not in named]
+    return _Heard(rows, builder.profiles(), places)
+
+
+def _told_known(name: str, files: Sequence[str], count: int) -> str:
+    shown = ", ".join(files[:_SHOWN]) + (", …" if len(files) > _SHOWN else "")
+    return f"{name}: {len(files)} of {count} clips are known already; left out: {shown}"
+
+
+def _added(
+    detector: Detector,
+    metas: Sequence[ClipMeta],
+    chosen: Mapping[str, Sequence[int]],
+    heard: _Heard,
+    domain: Domain | None,
+    reason: Reason,
+    workers: int,
+    progress: Progress,
+) -> Detector:
+    """The detector that also knows the clips that were `chosen`, places a machine."""
+    machines, added, recordings = dict(detector.machines), {}, dict(detector.facts.get("recordings") or {})
+    for name, places in chosen.items():
+        new, profile = [metas[place] for place in places], heard.profiles[name]
+        if list(places) != heard.places[name]:  # its profile counts clips that are left out: look again without them
+            _, again, _ = _look(detector, new, [name] * len(new), workers, Quiet(), [])
+            profile = again.profiles()[name]
         known = detector.machines[name]
-        machines[name] = _grown(
-            detector, known, [metas[place] for place in new], [rows[place] for place in new], domain,
-            profiles[name], frames[name],
-        )  # fmt: skip
-        added[name] = {
-            "clips": [metas[place].path.name for place in new],
-            "hours": round(frames[name] * hop / 3600, 4),
-        }
+        machines[name] = _grown(detector, known, new, [heard.rows[place] for place in places], domain, profile)
+        if name in recordings:
+            seconds = machines[name].profile.spectra.seconds.astype(np.float64)
+            recordings[name] = joined_recordings(recordings[name], new, seconds.tolist())
+        hours = float(profile.spectra.seconds.sum(dtype=np.float64)) / 3600
+        added[name] = {"clips": [meta.path.name for meta in new], "hours": round(hours, 4)}
         warning = machines[name].calibration.warning()
         if warning:
             progress.say(f"{name}: {warning}")
-    if not added:
-        raise UpdateError(
-            "nothing was added: no clip could be read" if not rows else "nothing was added: all clips are known already"
-        )
-    return replace(detector, machines=machines, facts=_facts(detector.facts, machines, added, reason))
-
-
-def _members(
-    ensemble: Ensemble,
-    clips: Sequence[str | Path | ClipMeta],
-    progress: Progress,
-    failures: list[Failure],
-    **keywords: Any,
-) -> Ensemble:
-    """The ensemble of updated members; what all of them would say is said once."""
-    first = next(iter(ensemble.members.values()))
-
-    def grown(member: Detector) -> Detector:
-        if member is first:
-            return update(member, clips, progress=progress, failures=failures, **keywords)
-        return update(member, clips, **keywords)
-
-    made = ensemble.with_members(grown)
-    updates = next(iter(made.members.values())).facts["updates"]
-    return replace(made, facts=made.facts | {"updates": updates})
+    return replace(detector, machines=machines, facts=_facts(detector.facts, machines, added, recordings, reason))
 
 
 def _described(clip: str | Path | ClipMeta) -> ClipMeta:
@@ -186,23 +229,37 @@ def _look(
     return rows, builder, frames
 
 
-def _unknown(
-    known: MachineDetector, places: Sequence[int], rows: Mapping[int, Mapping[str, NDArray[np.float32]]]
-) -> list[int]:
-    """The clips that are not in the reference yet, each once.
+def _known(detector: Detector, name: str, places: Sequence[int], heard: _Heard) -> list[int]:
+    """The clips among `places` that stand in a machine's reference already, or before in `places`.
 
-    A clip that stands in it twice would find itself in the other fold of the cross-fit, and lower the threshold.
+    A clip that stands in it twice would find itself in the other fold of the cross-fit, and lower the threshold. One
+    view may be a single number that different clips share (a level, an error), so a copy is a clip of the same length
+    whose views and whose coarse spectrogram, some two thousand numbers, all agree.
     """
-    views = list(known.embeddings)
-    taken = [np.concatenate([known.embeddings[view][row] for view in views]) for row in range(len(known.clips))]
-    kept = []
+    reference, profile = detector.machines[name], heard.profiles.get(name)
+    if profile is None or not places:
+        return []
+    count, mine = len(reference.clips), [row for row, place in enumerate(heard.places[name]) if place in heard.rows]
+    order = {heard.places[name][row]: count + number for number, row in enumerate(mine)}
+    old, new = reference.profile.spectra, profile.spectra
+    levels = np.concatenate([old.levels, new.levels[mine]]).astype(np.float32).reshape(count + len(mine), -1)
+    seconds = np.concatenate([old.seconds, new.seconds[mine]])
+    views = [
+        np.concatenate([array, np.stack([heard.rows[place][view] for place in order])])
+        for view, array in reference.embeddings.items()
+    ]
+    taken, copies = np.arange(len(levels)) < count, []
     for place in places:
-        mine = np.concatenate([rows[place][view] for view in views])
-        scale = max(float(np.abs(mine).max()), 1e-6)
-        if not any(np.abs(other - mine).max() <= 1e-5 * scale for other in taken):
-            kept.append(place)
-            taken.append(mine)
-    return kept
+        row = order[place]
+        near = np.flatnonzero(taken & (np.abs(seconds - seconds[row]) <= _SAME_SECONDS))
+        for array in views:
+            away = np.abs(array[near] - array[row]).max(axis=1)
+            near = near[away <= _SAME_VIEW * max(float(np.abs(array[row]).max()), 1e-6)]
+        if (np.abs(levels[near] - levels[row]).max(axis=1) <= _SAME_DB).any():
+            copies.append(place)
+        else:
+            taken[row] = True
+    return copies
 
 
 def _grown(
@@ -211,8 +268,7 @@ def _grown(
     metas: Sequence[ClipMeta],
     rows: Sequence[Mapping[str, NDArray[np.float32]]],
     domain: Domain | None,
-    profile: Any,
-    frames: int,
+    profile: Profile,
 ) -> MachineDetector:
     usual = max(sorted(set(known.domains)), key=known.domains.count)
     domains = [
@@ -225,6 +281,7 @@ def _grown(
         for meta, told in zip(metas, domains, strict=True)
     ]
     mel = LogMel(detector.config.audio.rate, detector.config.mel)
+    frames = _frames(profile, mel)
     return fit_reference(
         known.name,
         [*known.clips, *(meta.path.name for meta in metas)],
@@ -234,21 +291,18 @@ def _grown(
             view: np.concatenate([array, np.stack([row[view] for row in rows])])
             for view, array in known.embeddings.items()
         },
-        join_profiles(known.profile, profile, frames / (frames + _frames(known, mel, frames / len(metas)))),
+        join_profiles(known.profile, profile, frames / (frames + _frames(known.profile, mel))),
         detector.config,
         np.array([*_fresh(detector, known), *[True] * len(metas)]),
         known.calibration.alpha,
     )
 
 
-def _frames(known: MachineDetector, mel: LogMel, usual: float) -> float:
-    """Mel frames of the clips that a machine's profile was made of."""
-    spectra = known.profile.spectra
-    if spectra is None:
-        return usual * len(known.clips)
+def _frames(profile: Profile, mel: LogMel) -> float:
+    """Mel frames of the clips that a profile was made of."""
     import torch
 
-    return float(mel.frames(torch.from_numpy(np.round(spectra.seconds * mel.rate).astype(np.int64))).sum())
+    return float(mel.frames(torch.from_numpy(np.round(profile.spectra.seconds * mel.rate).astype(np.int64))).sum())
 
 
 def _fresh(detector: Detector, known: MachineDetector) -> list[bool]:
@@ -265,7 +319,11 @@ def _fresh(detector: Detector, known: MachineDetector) -> list[bool]:
 
 
 def _facts(
-    facts: Mapping[str, Any], machines: Mapping[str, MachineDetector], added: Mapping[str, Any], reason: Reason
+    facts: Mapping[str, Any],
+    machines: Mapping[str, MachineDetector],
+    added: Mapping[str, Any],
+    recordings: Mapping[str, Any],
+    reason: Reason,
 ) -> dict[str, Any]:
     import offkey
 
@@ -279,7 +337,7 @@ def _facts(
         "hours": round(float(facts.get("hours", 0)) + sum(told["hours"] for told in added.values()), 4),
         "clips": {name: len(known.clips) for name, known in machines.items()},
         "updates": [*facts.get("updates", ()), *entries],
-    }
+    } | ({"recordings": dict(recordings)} if recordings else {})
 
 
 def replace_folder(detector: Detector, folder: Path, keep: Iterable[str] = _KEPT) -> Path:

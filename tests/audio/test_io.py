@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from offkey.audio.io import AudioConfig, AudioError, inspect, prepare, read_clip, read_header
+from offkey.audio.io import SOUND_LIMITS, AudioConfig, AudioError, inspect, prepare, read_clip, read_header
 
 RATE = 16000
 CONFIG = AudioConfig()
@@ -128,6 +128,55 @@ def test_infinities_of_both_signs_do_not_hide_each_other():
         prepare(sound, RATE, CONFIG)
 
 
+@pytest.mark.parametrize("size", [3e38, 1.01e10])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [RATE, 48000])
+def test_samples_that_no_recording_has_are_refused(tmp_path, size, channels, rate):
+    """Finite, and yet garbage: float32 cannot square them."""
+    wave = 4 * tone(rate=rate).astype(np.float32)
+    sound = np.stack([np.float32(size) * np.clip(wave, -1, 1)] * channels, axis=1)
+    text = problem_of(write(tmp_path / "a.wav", sound, rate, subtype="FLOAT"))
+    assert "not sound" in text
+    assert "±1e+10" in text
+
+
+def test_another_byte_order_is_no_sound(tmp_path):
+    sound = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    assert "not sound" in problem_of(write(tmp_path / "a.wav", np.nan_to_num(sound.byteswap()), subtype="FLOAT"))
+    with pytest.raises(AudioError, match="byte order"):
+        prepare(np.nan_to_num(sound.byteswap()), RATE, CONFIG, "b.wav")
+
+
+@pytest.mark.parametrize("size", [1e-40, 9e-11])
+@pytest.mark.parametrize("level", [None, -20.0])
+def test_what_is_smaller_than_any_step_is_silence(tmp_path, size, level):
+    wave = np.float32(size) * 4 * tone().astype(np.float32)
+    config = AudioConfig(level_dbfs=level)
+    assert problem_of(write(tmp_path / "a.wav", wave, subtype="FLOAT"), config).startswith("silence")
+
+
+def test_a_tone_that_does_not_outlast_resampling_is_refused():
+    high = 1e-9 * tone(1.0, 48000, frequency=20000.0)
+    with pytest.raises(AudioError, match="no sound is left at 16000 Hz"):
+        prepare(high, 48000, AudioConfig(level_dbfs=-20.0))
+
+
+@pytest.mark.parametrize("size", SOUND_LIMITS)
+@pytest.mark.parametrize("level", [None, -20.0])
+def test_within_the_limits_every_power_is_finite(size, level):
+    torch = pytest.importorskip("torch")
+    from offkey.audio.fbank import kaldi_fbank
+    from offkey.audio.mel import LogMel
+
+    wave = prepare(size * np.sign(tone()), RATE, AudioConfig(level_dbfs=level))
+    assert np.isfinite(wave).all()
+    assert level is None or 20 * np.log10(np.sqrt(np.mean(np.square(wave, dtype=float)))) == pytest.approx(
+        level, abs=1e-3
+    )
+    for hear in (LogMel(RATE), lambda heard: kaldi_fbank(heard * 2**15)):
+        assert torch.isfinite(hear(torch.from_numpy(wave)[None])).all()
+
+
 def test_empty_file_is_refused(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"")
     assert problem_of(tmp_path / "a.wav") == "empty file: 0 bytes"
@@ -234,6 +283,8 @@ def test_channels_that_cancel_are_told_from_silence():
         (lambda x: x + 0.2, "DC offset"),
         (lambda x: x * 1e-4, "very low level"),
         (lambda x: x * 32768, "over full scale"),
+        (lambda x: x * 2**31, "over full scale"),
+        (lambda x: x + 1e3, "DC offset"),
         (lambda x: np.stack([x, 0 * x], axis=1), "channel 1 is silent"),
     ],
 )

@@ -84,6 +84,11 @@ def break_silent(root: Path) -> None:
     soundfile.write(root / TRAIN, np.zeros(8000), RATE)
 
 
+def break_values(root: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    soundfile.write(root / TRAIN, np.float32(3e38) * (noise / np.abs(noise).max()), RATE, subtype="FLOAT")
+
+
 def break_leak(root: Path) -> None:
     (root / "fan/test/section_00_target_test_normal_0000_spd_0.wav").write_bytes((root / TRAIN).read_bytes())
 
@@ -153,6 +158,7 @@ def break_hidden(root: Path) -> None:
     [
         (break_unreadable, "error", "unreadable"),
         (break_silent, "error", "silent"),
+        (break_values, "error", "unreadable"),
         (break_leak, "error", "duplicate"),
         (break_duplicate, "warning", "duplicate"),
         (break_row, "warning", "file-without-row"),

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from offkey.audio import io
 from offkey.exporting import ExportError, check, export_detector, write
 from offkey.exporting.graph import graphs_of
 from offkey.exporting.networks import network_graph
-from offkey.runtime import Exported
+from offkey.runtime import Exported, RuntimeProblem
 from offkey.separation.front_end import FrontEnd
 
 EXPORTED = ["loudness", "logmel-mahalanobis", "auto", "baseline", "system4", "retrieval", "ensemble"]
@@ -56,6 +58,28 @@ def test_unequal_lengths_in_a_batch_are_as_single_clips(
         alone = runtime.judge([wave], [key])[0]
         assert alone.score == pytest.approx(verdict.score, rel=2e-3)
         assert detector.score(wave, machine=key).score == pytest.approx(verdict.score, rel=2e-3)
+
+
+def test_absurd_sound_is_refused_and_what_is_no_number_is_no_verdict(
+    exported: Callable[..., Any], small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN is not above any threshold: garbage would be called normal."""
+    detector, made = exported("logmel-mahalanobis")
+    runtime = Exported.load(made.folder)
+    huge = np.float32(3e38) * np.sin(np.arange(32000, dtype=np.float32))
+    good, bad = clips_of(small_set, "fan")[0], tmp_path / "fan" / "huge.wav"
+    bad.parent.mkdir()
+    soundfile.write(bad, huge, 16000, subtype="FLOAT")
+    files = [good, bad, good]
+    rows = list(runtime.score_files(files))
+    assert [row.error for row in rows] == [row.error for row in detector.score_files(files)]
+    assert "not sound" in str(rows[1].error)
+    monkeypatch.setattr(io, "SOUND_LIMITS", (0.0, np.inf))
+    rows = list(runtime.score_files(files))
+    assert [row.verdict is None for row in rows] == [False, True, False]
+    assert "its score is" in str(rows[1].error)
+    with pytest.raises(RuntimeProblem, match="its score is"):
+        runtime.score(bad)
 
 
 def test_the_files_tell_what_they_are(exported: Callable[..., Any]) -> None:

@@ -1,7 +1,8 @@
 """Any file that libsndfile reads -> mono float32 at one rate, or a clear verdict why not.
 
-`read_clip` refuses a file (`AudioError`) that is empty, cut short, silent, too short or holds NaN or infinite
-samples; `inspect` tells the same as text and remarks on what is usable but odd. Nothing here needs torch.
+`read_clip` refuses a file (`AudioError`) that is empty, cut short, silent, too short or holds NaN, infinite or absurd
+samples (`SOUND_LIMITS`); `inspect` tells the same as text and remarks on what is usable but odd. Nothing here needs
+torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from offkey.types import OffkeyError
 
 __all__ = [
     "AUDIO_SUFFIXES",
+    "SOUND_LIMITS",
     "UNREADABLE_SUFFIXES",
     "AudioConfig",
     "AudioError",
@@ -54,6 +56,13 @@ UNREADABLE_SUFFIXES: frozenset[str] = frozenset(
     {".m4a", ".aac", ".wma", ".mp4", ".amr", ".webm", ".mka", ".ape", ".wv", ".alac"}
 )
 """Endings of recordings that libsndfile cannot decode; a scan names them so that nobody misses them."""
+
+SOUND_LIMITS = (1e-10, 1e10)
+"""The largest absolute sample of a clip lies between these, full scale being 1: what is beyond is no sound.
+
+Integers of 32 bits that were stored as floats reach 2.1e9, and their smallest step is 4.7e-10 of full scale. Between
+these bounds no power of a spectrum overflows float32.
+"""
 
 _BLOCK = 1 << 20  # frames asked for at once: a header may promise anything
 _MP3_SLACK = 2304  # samples; encoder delay and padding make two frames' difference harmless
@@ -165,12 +174,15 @@ def _to_clip(signal: NDArray[np.float32], rate: int, config: AudioConfig, name: 
             "Leave it out or record longer",
         )
     _refuse_silence(mono, signal, config.channel, name)
+    _refuse_absurd(mono, rate, name)
     if rate != config.rate:
         import soxr
 
         mono = np.asarray(soxr.resample(mono, rate, config.rate, quality="HQ"), dtype=np.float32)
-        if not np.isfinite(mono).all():
-            raise AudioError(name, "the samples are too large to be resampled", "Scale them to [-1, 1]")
+        if max(-float(mono.min()), float(mono.max())) < SOUND_LIMITS[0]:
+            raise AudioError(
+                name, f"no sound is left at {config.rate} Hz", "Choose a higher audio.rate, or look at the microphone"
+            )
     if config.level_dbfs is not None:
         gain = 10.0 ** (config.level_dbfs / 20.0) / _rms(mono)
         mono = (mono * gain).astype(np.float32)
@@ -197,7 +209,7 @@ def inspect(path: Path, config: AudioConfig | None = None) -> FileFacts:
     if not problems or frames:
         finite = np.nan_to_num(decoded.samples, nan=0.0, posinf=0.0, neginf=0.0)
         chosen = int(config.channel) if config.channel.isdecimal() else None
-        mono = finite.mean(axis=1) if chosen is None or chosen >= channels else finite[:, chosen]
+        mono = _mean(finite) if chosen is None or chosen >= channels else finite[:, chosen]
         level = _dbfs(_rms(mono)) if frames else level
         remarks += _remarks(finite, mono, level, decoded, config)
     return FileFacts(
@@ -238,10 +250,10 @@ def _decode(path: Path) -> _Decoded:
     with file:
         if file.seek(0, io.SEEK_END) == 0:
             raise AudioError(path, "empty file: 0 bytes", "Copy or record it again")
-        promise = read_promise(file)
-        # libsndfile shares the descriptor, whose position a buffered seek() may leave where it was.
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
         try:
+            promise = read_promise(file)
+            # libsndfile shares the descriptor, whose position a buffered seek() may leave where it was.
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
             # A descriptor instead of the path: the content decides, not the ending.
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
                 rate = int(sound.samplerate)
@@ -346,7 +358,9 @@ def _choose_channel(signal: NDArray[np.float32], channel: str, name: str) -> NDA
         if channels == 0:
             raise AudioError(name, "no channels", "Copy or record it again")
         with np.errstate(over="ignore", invalid="ignore"):
-            return signal[:, 0] if channels == 1 else signal.mean(axis=1, dtype=np.float32)
+            mono = signal[:, 0] if channels == 1 else signal.mean(axis=1, dtype=np.float32)
+            # finite channels may have a sum that is not
+            return mono if channels == 1 or np.isfinite(mono).all() else _mean(signal)
     if int(channel) >= channels:
         raise AudioError(
             name,
@@ -356,6 +370,11 @@ def _choose_channel(signal: NDArray[np.float32], channel: str, name: str) -> NDA
     return signal[:, int(channel)]
 
 
+def _mean(signal: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean (T,) of channels (T, C), finite where they are."""
+    return signal.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
 def _refuse_non_finite(mono: NDArray[np.float32], rate: int, name: str) -> None:
     bad = np.flatnonzero(~np.isfinite(mono))
     what = "NaN" if np.isnan(mono[bad]).any() else "infinite"
@@ -363,6 +382,28 @@ def _refuse_non_finite(mono: NDArray[np.float32], rate: int, name: str) -> None:
         name,
         f"{len(bad)} {what} sample{'s' * (len(bad) > 1)}, the first at {bad[0] / rate:.2f} s",
         "Look at the program that wrote it",
+    )
+
+
+def _refuse_absurd(mono: NDArray[np.float32], rate: int, name: str) -> None:
+    """Refuse what no recording holds and float32 cannot square: garbage read as samples."""
+    lowest, highest = SOUND_LIMITS
+    if highest >= max(-float(mono.min()), float(mono.max())) >= lowest:
+        return
+    size = np.abs(mono)
+    peak = float(size.max())
+    if peak < lowest:
+        raise AudioError(
+            name,
+            f"silence: no sample reaches {lowest:g} of full scale (the largest is {peak:.3g})",
+            "Was it written in another sample format or byte order? Otherwise look at the microphone",
+        )
+    bad = np.flatnonzero(size > highest)
+    raise AudioError(
+        name,
+        f"not sound: {len(bad)} sample{'s' * (len(bad) > 1)} beyond ±{highest:g} (full scale is 1), the largest "
+        f"{peak:.3g}, the first at {bad[0] / rate:.2f} s",
+        "Was it written in another sample format or byte order (endianness)? Write or convert it again",
     )
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from offkey.cli.output import Bars, complain, folder_or_file, print_json
-from offkey.types import OffkeyError
+from offkey.types import FileVerdict, OffkeyError, Verdict
 
 if TYPE_CHECKING:
-    from offkey.detector import Detector, FileVerdict
+    from offkey.detector import Detector
     from offkey.explaining import Explanation
 
 
@@ -49,30 +49,35 @@ def explain(
             detector.score_files(files, machine=machine, workers=workers, progress=lambda done, _: bars.step(done))
         )
         bars.start("explaining", sum(row.verdict is not None for row in rows))
-        drawn = {}
-        for number, (row, explanation, picture) in enumerate(pictures(detector, rows, out, normal)):
-            drawn[id(row)] = (explanation, picture)
+        drawn: dict[int, Pictured] = {}
+        for number, one in enumerate(pictures(detector, rows, out, normal)):
+            drawn[id(one.row)] = one
             bars.step(number + 1)
+    failed: list[str] = []
     for row in rows:
         verdict = row.verdict
         if verdict is None:
             told.append({"file": str(row.path), "error": row.error})
+            failed.append(f"{row.path}: {row.error}")
             continue
-        explanation, picture = drawn[id(row)]
+        _, explanation, picture, error = drawn[id(row)]
         judged = {
             "machine": verdict.machine,
             "score": verdict.score,
             "p_value": verdict.p_value,
             "is_anomalous": verdict.is_anomalous,
         }
+        if explanation is None or picture is None:
+            told.append({"file": str(row.path), "error": error} | judged)
+            failed.append(f"{row.path}: {error}")
+            continue
         told.append({"file": str(row.path), "error": None} | judged | _described(explanation, picture))
         if not as_json:
             typer.echo(f"{row.path.name}: {explanation.text} ({picture})")
     if as_json:
         print_json({"files": told})
-    failed = [row for row in rows if row.verdict is None]
-    for row in failed:
-        complain(f"{row.path}: {row.error}")
+    for text in failed:
+        complain(text)
     return 1 if failed else 0
 
 
@@ -94,33 +99,56 @@ def _described(explanation: Explanation, picture: Path) -> dict[str, Any]:
     }
 
 
+class Pictured(NamedTuple):
+    """A file that has a verdict, with its explanation and picture, or the reason (`error`) why it has none."""
+
+    row: FileVerdict
+    explanation: Explanation | None
+    picture: Path | None
+    error: str | None
+
+
 def pictures(
     detector: Detector, rows: Sequence[FileVerdict], folder: Path, normal: Path | None = None
-) -> Iterator[tuple[FileVerdict, Explanation, Path]]:
-    """A picture in `folder` for each file that has a verdict, in their order; `normal` as for `offkey explain`."""
+) -> Iterator[Pictured]:
+    """A picture in `folder` for each file that has a verdict, in their order; `normal` as for `offkey explain`.
+
+    A file that cannot be explained is told so, and the others go on.
+    """
+    names = Counter(row.path.stem for row in rows)
+    for number, row in enumerate(rows):
+        if row.verdict is None:
+            continue
+        stem = row.path.stem if names[row.path.stem] == 1 else f"{number:04d}_{row.path.stem}"
+        try:
+            told = _explained(detector, row.path, row.verdict, folder / f"{stem}.png", normal)
+        except OffkeyError as error:
+            yield Pictured(row, None, None, f"cannot be explained: {error}")
+        else:
+            yield Pictured(row, *told, None)
+
+
+def _explained(
+    detector: Detector, clip: Path, verdict: Verdict, picture: Path, normal: Path | None
+) -> tuple[Explanation, Path]:
+    """What departs from normal in a clip, drawn to `picture`."""
     from offkey.audio.io import read_clip
     from offkey.audio.mel import LogMel
     from offkey.explaining import draw
 
-    names = Counter(row.path.stem for row in rows)
-    for number, row in enumerate(rows):
-        verdict = row.verdict
-        if verdict is None:
-            continue
-        told = detector.explainer(row.path, machine=verdict.machine)
-        mel = LogMel(told.config.audio.rate, told.config.mel)
-        explanation = told.explain(row.path, machine=verdict.machine)
-        found = _found(explanation.nearest, row.path, verdict.machine, normal)
-        beside = None
-        if found is not None:
-            try:
-                beside = read_clip(found, told.config.audio)
-            except OffkeyError:
-                beside = None  # what the detector keeps of it is shown instead
-        stem = row.path.stem if names[row.path.stem] == 1 else f"{number:04d}_{row.path.stem}"
-        state = "alarm" if verdict.is_anomalous else "no alarm"
-        title = f"{row.path.name}: {state}, p = {verdict.p_value:.3g}"
-        yield row, explanation, draw(explanation, mel, title, folder / f"{stem}.png", beside)
+    told = detector.explainer(clip, machine=verdict.machine)
+    mel = LogMel(told.config.audio.rate, told.config.mel)
+    explanation = told.explain(clip, machine=verdict.machine)
+    found = _found(explanation.nearest, clip, verdict.machine, normal)
+    beside = None
+    if found is not None:
+        try:
+            beside = read_clip(found, told.config.audio)
+        except OffkeyError:
+            beside = None  # what the detector keeps of it is shown instead
+    state = "alarm" if verdict.is_anomalous else "no alarm"
+    title = f"{clip.name}: {state}, p = {verdict.p_value:.3g}"
+    return explanation, draw(explanation, mel, title, picture, beside)
 
 
 def _found(name: str, clip: Path, machine: str, normal: Path | None) -> Path | None:

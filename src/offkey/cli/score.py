@@ -75,9 +75,6 @@ def score(
         writer.writerow((str(row.path), *told, row.error or ""))
     if out is not None:
         write_whole(out, text.getvalue())
-    if explain is not None:
-        for row, explanation, picture in pictures(cast("Detector", detector), rows, explain):
-            typer.echo(f"{row.path.name}: {explanation.text} ({picture})", err=True)
     failed = [row for row in rows if row.verdict is None]
     for row in failed:
         complain(f"{row.path}: {row.error}")
@@ -106,7 +103,15 @@ def score(
     else:
         alarms = sum(row.verdict.is_anomalous for row in rows if row.verdict is not None)
         typer.echo(f"{len(rows) - len(failed)} files scored, {alarms} alarms, {len(failed)} unusable: {out}")
-    return 1 if failed else 0
+    unexplained = 0
+    if explain is not None:  # last, and the verdicts are told already
+        for row, explanation, picture, error in pictures(cast("Detector", detector), rows, explain):
+            if explanation is None:
+                complain(f"{row.path}: {error}")
+                unexplained += 1
+            else:
+                typer.echo(f"{row.path.name}: {explanation.text} ({picture})", err=True)
+    return 1 if failed or unexplained else 0
 
 
 def _with_rate(detector: Detector | Exported, false_alarms: str, clip_every: str | None) -> Detector:

@@ -151,12 +151,12 @@ class Exported:
         for part, found in worked_ahead(parts, read, workers):
             good = [place for place, answer in enumerate(found) if not isinstance(answer, str)]
             usable = [answer for answer in found if not isinstance(answer, str)]
-            verdicts = dict(
-                zip(good, self.judge([wave for wave, _ in usable], [key for _, key in usable]), strict=True)
-            )
+            judged = self._asked([wave for wave, _ in usable], [key for _, key in usable])
+            told = dict(zip(good, judged, strict=True))
             for place, meta in enumerate(part):
-                answer = found[place]
-                yield FileVerdict(meta.path, verdicts.get(place), answer if isinstance(answer, str) else None)
+                answer = told.get(place, found[place])
+                verdict = answer if isinstance(answer, Verdict) else None
+                yield FileVerdict(meta.path, verdict, answer if isinstance(answer, str) else None)
                 done += 1
                 if progress is not None:
                     progress(done, len(metas))
@@ -164,9 +164,17 @@ class Exported:
     def judge(self, waves: Sequence[NDArray[np.float32]], keys: Sequence[str]) -> list[Verdict]:
         """Verdicts of clips (T,) at the model's rate that are of the machines `keys`; any lengths together.
 
-        Raises RuntimeProblem for a clip that is longer than `longest`.
+        Raises RuntimeProblem for a clip that is longer than `longest`, and for one that gets no finite score.
         """
-        verdicts: dict[int, Verdict] = {}
+        answers = self._asked(waves, keys)
+        wrong = next((answer for answer in answers if isinstance(answer, str)), None)
+        if wrong is not None:
+            raise RuntimeProblem(wrong)
+        return [answer for answer in answers if isinstance(answer, Verdict)]
+
+    def _asked(self, waves: Sequence[NDArray[np.float32]], keys: Sequence[str]) -> list[Verdict | str]:
+        """Verdicts of clips as for `judge`, or why there is none: what is no number raises no alarm."""
+        verdicts: dict[int, Verdict | str] = {}
         for file, rows in self._calls(keys):
             lengths = np.array([len(waves[row]) for row in rows], dtype=np.int64)
             batch = np.zeros((len(rows), max(int(lengths.max()), self.shortest)), dtype=np.float32)
@@ -177,6 +185,9 @@ class Exported:
             names = ["score", "p_value", "threshold", "is_anomalous", "parts"]
             answers = self._session(file).run(names, given)
             for row, score, p_value, threshold, alarm, parts in zip(rows, *answers, strict=True):
+                if not math.isfinite(score):
+                    verdicts[row] = f"cannot be judged: its score is {float(score)}; look at its audio"
+                    continue
                 told = dict(zip(self.scorers, map(float, parts), strict=True))
                 verdicts[row] = Verdict(float(score), float(p_value), float(threshold), bool(alarm), keys[row], told)
         return [verdicts[row] for row in range(len(keys))]

@@ -310,10 +310,12 @@ class Watch:
     def _clip(self, clip: Path | Clip, place: Place) -> Iterator[Notice]:
         try:
             verdict = self.detector.score(clip, machine=self.settings.machine)
-        except (AudioError, DetectorError) as error:
+        except OffkeyError as error:  # whatever stands in the way of one clip, the watch goes on
             self.unusable += 1
             at = None if isinstance(clip, Path) else place.at
-            yield Unusable(place.file, at, error.problem if isinstance(error, AudioError) else str(error))
+            known = isinstance(error, AudioError | DetectorError)
+            problem = error.problem if isinstance(error, AudioError) else str(error)
+            yield Unusable(place.file, at, problem if known else f"cannot be judged: {problem}")
             return
         yield from self._heard(self._stations[verdict.machine], verdict, clip, place)
 
