@@ -332,6 +332,19 @@ def test_settings_of_the_ensemble_hold_for_all_but_for_a_members_own() -> None:
     ]  # fmt: skip
 
 
+def test_remix_passes_by_members_that_train_nothing() -> None:
+    remix = ["augmentation.remix.enabled=true", "augmentation.remix.max_snr_db=9", "separation.model=s"]
+    systems = member_systems(load_preset("ensemble", remix))
+    on = {name: system.augmentation.remix.enabled for name, system in systems.items()}
+    assert on == {"logmel-density": False, "logmel-mahalanobis": False, "discriminative": True}
+    assert systems["discriminative"].augmentation.remix.max_snr_db == 9
+    own = ["ensemble.members=[{system='discriminative', settings=['augmentation.remix.enabled=false']}, 'auto']"]
+    on = {n: s.augmentation.remix.enabled for n, s in member_systems(load_preset("ensemble", [*own, *remix])).items()}
+    assert on == {"discriminative": False, "auto": True}
+    with pytest.raises(SettingsError, match="no member of this ensemble learns from any"):
+        member_systems(load_preset("ensemble", ["ensemble.members=['loudness', 'logmel-knn']", *remix]))
+
+
 def test_settings_that_were_given_are_told_as_they_could_be_typed() -> None:
     told = ["training.epochs=2", "audio.level_dbfs=null", "labels.speeds=[1.0, 1.3]", "scoring.scorers.0.weight=0.5"]
     given = given_settings(load_preset("auto", told), load_preset("auto"))

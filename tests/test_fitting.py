@@ -21,7 +21,8 @@ import torch
 
 import offkey
 from offkey.cli.app import run
-from offkey.data.loader import Failure
+from offkey.data.labels import LabelSpace
+from offkey.data.loader import ClipReader, Failure
 from offkey.data.source import Source, open_source
 from offkey.detector import Detector, DetectorError
 from offkey.files import sha256
@@ -29,6 +30,7 @@ from offkey.fitting import FitError, fit
 from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
 from offkey.systems.config import load_preset
+from offkey.systems.lessons import Lessons
 from offkey.systems.settings import SettingsError
 from offkey.training.checkpoint import CheckpointError
 from offkey.types import Condition, OffkeyError, Split
@@ -357,3 +359,24 @@ def test_held_out_clips_are_normal_and_of_every_class_that_can_spare_one(
 def test_progress_is_a_protocol_that_quiet_obeys() -> None:
     assert isinstance(Quiet(), Progress)
     assert not isinstance(object(), Progress)
+
+
+def test_other_recordings_of_the_same_names_and_sizes_are_other_clips(recordings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    fit(recordings, "loudness", out=out, workers=0)
+    noise(recordings / "rec-4.wav", 99, seconds=1.1)
+    with pytest.raises(DetectorError, match="other settings or clips"):
+        fit(recordings, "loudness", out=out, workers=0)
+    noise(recordings / "rec-4.wav", 4, seconds=1.1)
+    told = Told()
+    fit(recordings, "loudness", out=out, workers=0, progress=told)
+    assert told.said == [f"{out} already holds this detector; nothing to do"]
+
+
+def test_a_killed_run_does_not_go_on_with_other_recordings(recordings: Path) -> None:
+    config = load_preset("discriminative")
+    clips = open_source(recordings).train()
+    lessons = Lessons(clips, LabelSpace.of(clips), config, ClipReader(), 0)
+    before = lessons.fingerprint()
+    noise(recordings / "rec-4.wav", 99, seconds=1.1)
+    assert lessons.fingerprint() != before

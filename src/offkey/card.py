@@ -100,7 +100,7 @@ def _data(detector: Detector) -> list[str]:
     asked = facts.get("asked") or {}
     if facts.get("source") or asked.get("clips"):
         mark = (
-            f", fingerprint `{str(asked['clips'])[:16]}` (names and sizes of the files)" if asked.get("clips") else ""
+            f", fingerprint `{str(asked['clips'])[:16]}` (names and content of the clips)" if asked.get("clips") else ""
         )
         lines.append(f"Data set `{facts.get('source', '?')}`{mark}.")
     return [*lines, ""]

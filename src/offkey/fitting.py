@@ -19,6 +19,7 @@ import numpy as np
 
 from offkey.alarms import with_rate
 from offkey.audio.cache import ArrayCache, default_cache_dir
+from offkey.data.fingerprint import clips_fingerprint
 from offkey.data.loader import ClipReader, Failure, load_batches
 from offkey.data.source import Source, open_source
 from offkey.detector import Detector, DetectorError
@@ -100,7 +101,7 @@ def fit(
         progress.say(about_surroundings)
         return _through_separator(source, config, None if out is None else Path(out), again | {"failures": failures})
     front_end, separator = _separators(config)
-    asked: dict[str, Any] = {"settings": config.model_dump(mode="json"), "clips": _fingerprint(clips + extra)}
+    asked: dict[str, Any] = {"settings": config.model_dump(mode="json"), "clips": clips_fingerprint(clips + extra)}
     if front_end is not None or separator is not None:  # a path may hold other weights than last time
         asked["separators"] = [
             front_end.fingerprint if front_end is not None else "",
@@ -237,7 +238,8 @@ def _through_separator(source: Source, config: SystemConfig, out: Path | None, a
         recipe = SeparationRecipe(seed=config.seed)
         keys = ("machines", "workers", "overwrite", "progress")
         # clips that cannot be read are noted when the detector is fitted
-        fit_separator(source, place, recipe, failures=[], **{key: again[key] for key in keys})
+        passed = {key: again[key] for key in keys}
+        fit_separator(source, place, recipe, channel=config.audio.channel, failures=[], **passed)
         told = config.separation.model_copy(update={"front_end": str(place)})
         auto = config.auto.model_copy(update={"separator": False})
         return fit(source, config.model_copy(update={"separation": told, "auto": auto}), out=out, **again)
@@ -264,7 +266,11 @@ def _train(lessons: Lessons, folder: Path, progress: Progress) -> dict[str, Outc
         progress.say(f"the network of {name}")
         mine = [lessons.clips[place] for place in members]
         labels = label_clips(mine, lessons.config, lessons.reader, lessons.workers)
-        outcomes[name] = teach(replace(lessons, clips=mine, labels=labels), folder / name.replace("/", "_"), progress)
+        own = {clip.path for clip in mine}
+        others = [clip for clip in lessons.clips if clip.path not in own and clip.split is Split.TRAIN]
+        outcomes[name] = teach(
+            replace(lessons, clips=mine, labels=labels, others=others), folder / name.replace("/", "_"), progress
+        )
     return outcomes
 
 
@@ -356,14 +362,6 @@ def _enough(clips: Sequence[ClipMeta], source: Source) -> None:
             )
     if not counts:
         raise FitError(f"{source.root}: no training clip could be read; `offkey data check {source.root}` says why")
-
-
-def _fingerprint(clips: Sequence[ClipMeta]) -> str:
-    """A hash of which clips there are and how big they are; enough to notice that the data changed."""
-    import hashlib
-
-    rows = sorted(f"{clip.machine}|{clip.path.name}|{clip.path.stat().st_size}" for clip in clips)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> Detector | None:

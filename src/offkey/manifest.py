@@ -1,4 +1,4 @@
-"""What makes a folder whole: `manifest.json`, with a format number, and size and SHA-256 of every other file."""
+"""What makes a folder whole: `manifest.json`, with its kind, a format number, size and SHA-256 of every other file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ManifestError(OffkeyError):
 class Kind(NamedTuple):
     """What a folder holds.
 
-    `name` of it ("detector"), the newest `format` that is read, files that are `always` there, the command that `make`s
-    one, and folders that it may hold (`inner`; `*` stands for any name).
+    `name` of it ("detector"), unlike that of any other kind, the newest `format` that is read, files that are `always`
+    there, the command that `make`s one, and folders that it may hold (`inner`; `*` stands for any name).
     """
 
     name: str
@@ -40,14 +40,14 @@ def write_manifest(folder: Path, names: Iterable[str], kind: Kind) -> None:
     """
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
     sweep(folder)
-    write_whole(folder / MANIFEST, json.dumps({"format": kind.format, "files": files}, indent=1))
+    write_whole(folder / MANIFEST, json.dumps({"kind": kind.name, "format": kind.format, "files": files}, indent=1))
 
 
 def read_manifest(folder: Path, kind: Kind) -> Mapping[str, tuple[int, str]]:
     """Size and SHA-256 of every file that the manifest tells of, each of which was found to be so.
 
-    Raises ManifestError where there is no manifest, it is damaged, newer, or names a file outside the folder, or a
-    file is missing or not the one that was saved.
+    Raises ManifestError where there is no manifest, it is another kind's, damaged, newer, or names a file outside the
+    folder, or a file is missing or not the one that was saved.
     """
     path = folder / MANIFEST
     again = f"fit the {kind.name} again"
@@ -60,12 +60,18 @@ def read_manifest(folder: Path, kind: Kind) -> Mapping[str, tuple[int, str]]:
         told = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"{path} is damaged ({error}); {again}") from error
+    silent = [name for name in kind.always if name not in told]
+    holds = manifest.get("kind", kind.name if not silent else _guess(told))
+    if holds not in (kind.name, None):
+        raise ManifestError(
+            f"{folder} holds {_a(str(holds))}, not {_a(kind.name)}: name another folder, or make one with "
+            f"`{kind.make} --out FOLDER`"
+        )
     if version > kind.format:
         raise ManifestError(
             f"{folder} was written by a newer offkey (format {version}, this one reads up to {kind.format}); "
             "update offkey"
         )
-    silent = [name for name in kind.always if name not in told]
     if silent:
         raise ManifestError(f"{path} is damaged (it says nothing of {', '.join(silent)}); {again}")
     for name, (size, digest) in told.items():
@@ -80,6 +86,16 @@ def read_manifest(folder: Path, kind: Kind) -> Mapping[str, tuple[int, str]]:
                 f"copy it again, or {again}"
             )
     return told
+
+
+def _guess(names: Iterable[str]) -> str | None:
+    """The kind of a folder whose manifest, as the first ones, does not tell it: by a file that no other kind has."""
+    known = {"CARD.md": "detector", "export.json": "exported detector", "config.json": "separator"}
+    return next((kind for name, kind in known.items() if name in names), None)
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
 
 
 def _inside(name: str, inner: tuple[str, ...]) -> bool:

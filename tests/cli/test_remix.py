@@ -83,3 +83,14 @@ def test_wrong_use_ends_with_2(
     said = offkey_remix(press, "--out", tmp_path / "out", "--model", "1000", *options)
     assert said.code == 2
     assert complaint in said.err
+
+
+@pytest.mark.parametrize("snr", [("nan", "nan"), ("-inf", "inf"), (-100000, -100000), (0, 1000)])
+def test_levels_that_no_sound_has_are_an_error_that_says_so(
+    offkey_remix: Any, press: Path, tmp_path: Path, snr: tuple[object, object]
+) -> None:
+    said = offkey_remix(press, "--out", tmp_path / "out", "--model", "1000", "--snr", *snr)
+    assert said.code == 2
+    assert "snr_db: input should be" in said.err
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "out").exists()

@@ -358,3 +358,42 @@ def test_long_clips_are_not_kept_whole(
     assert peaks[1] - peaks[0] < 4 * 1.5 * wave.nbytes  # the parts of a clip take three times as much
     text = (tmp_path / "out" / "separation.html").read_text(encoding="utf-8")
     assert text.count("Shown are the first 10 s of 40 s.") == 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("mixing.min_snr_db=nan", "mixing.min_snr_db: input should be a finite number"),
+        ("mixing.max_gain_db=1e6", "mixing.max_gain_db: input should be less than or equal to 200"),
+        ("training.learning_rate=inf", "training.learning_rate: input should be a finite number"),
+        ("mixing.crop_seconds=0.000001", "mixing.crop_seconds 1e-06 is shorter than one frame of the separator"),
+        ("mixing.crop_seconds=0.03", "(1024 samples at 16000 Hz, 0.064 s)"),
+    ],
+)
+def test_numbers_that_cannot_be_are_an_error_that_says_so(
+    offkey: Callable[..., Any], small_set: Path, tmp_path: Path, setting: str, words: str
+) -> None:
+    said = offkey("fit-separator", small_set, "--out", tmp_path / "m", "--set", setting)
+    assert said.code == 2
+    assert words in said.err
+
+
+def test_the_channel_of_the_recordings_is_asked_for(offkey: Callable[..., Any], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "clips" / f"{number}.wav", 0.1 * rng.standard_normal((8000, 2)), 16000)
+    settings = [word for text in QUICK for word in ("--set", text)]
+    command = ("fit-separator", tmp_path / "clips", "--workers", 0, *settings)
+    weights = {}
+    for channel in ("mean", "0", "1"):
+        assert offkey(*command, "--out", tmp_path / channel, "--channel", channel).code == 0
+        weights[channel] = (tmp_path / channel / "model.safetensors").read_bytes()
+    assert len(set(weights.values())) == 3
+    said = offkey(*command, "--out", tmp_path / "0", "--channel", "1")
+    assert (said.code, "other settings or clips" in said.err) == (2, True)
+    said = offkey(*command, "--out", tmp_path / "9", "--channel", "9")
+    assert said.code == 2
+    assert "too few clips could be read" in said.err
+    said = offkey(*command, "--out", tmp_path / "l", "--channel", "left")
+    assert (said.code, "fit-separator --channel: channel: " in said.err) == (2, True)

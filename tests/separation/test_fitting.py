@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from offkey.audio.io import read_clip
@@ -175,3 +176,39 @@ def test_noise_of_a_machine_without_clean_clips_helps(small_set: Path, tmp_path:
     fitted = fit_separator(replace(source, clips=kept), tmp_path / "out", RECIPE, workers=0, progress=told)
     assert fitted.mode == "supervised"
     assert any(line.startswith("valve: no clean clips") for line in told.lines)
+
+
+def test_other_recordings_of_the_same_names_and_sizes_are_other_clips(tmp_path: Path) -> None:
+    def simulate(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for number in range(3):
+            path = tmp_path / "press" / f"{number}.wav"
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, 0.1 * rng.standard_normal(8000), 16000)
+
+    simulate(0)
+    fit_separator(tmp_path / "press", tmp_path / "out", RECIPE, workers=0)
+    simulate(1)
+    with pytest.raises(SeparatorFitError, match="other settings or clips"):
+        fit_separator(tmp_path / "press", tmp_path / "out", RECIPE, workers=0)
+    simulate(0)
+    told = Told()
+    fit_separator(tmp_path / "press", tmp_path / "out", RECIPE, workers=0, progress=told)
+    assert told.lines == [f"{tmp_path / 'out'} already holds this separator; nothing to do"]
+
+
+def test_clean_clips_without_noise_are_not_heard_and_it_says_so(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: set[str] = set()
+    original = read_clip
+    monkeypatch.setattr(
+        "offkey.data.loader.read_clip", lambda path, config: (heard.add(path.name), original(path, config))[1]
+    )
+    source = open_source(small_set)
+    kept = [one for one in source.clips if one.content is not Content.NOISE]
+    fitted = fit_separator(replace(source, clips=kept), tmp_path / "out", RECIPE, workers=0)
+    assert fitted.mode == "mixtures"
+    assert "2 clips of a machine alone (fan, valve) are not heard" in fitted.reasons[-1]
+    assert not any("_machine_" in name for name in heard)
+    assert fitted.measured is not None  # clips that nobody hears used to leave none to examine by

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tests.separation.stand_in import RATE, LowPass, sound, write
 
@@ -360,3 +361,119 @@ def test_clips_that_cannot_be_read_are_named_and_the_rest_written(clips: list[Cl
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="lies above"):
         RemixConfig(min_snr_db=5.0, max_snr_db=4.0)
+
+
+@pytest.mark.parametrize("quiet", [0.0, 2e-5])
+def test_a_silent_stretch_of_a_background_is_not_made_loud(clips: list[ClipMeta], tmp_path: Path, quiet: float) -> None:
+    # three quarters of the recording are silence, or 67 dB fainter than the rest
+    wave = np.concatenate([sound(7000, 7000, seconds=3.0, loud=0.0, noise=quiet), sound(5000, 5000, seconds=1.0)])
+    noise = write(tmp_path / "noise.wav", wave, "fan", content=Content.NOISE)
+    remix = Remix(RemixConfig(enabled=True, min_snr_db=0.0, max_snr_db=0.0), clips[:1], Stems(LowPass()), [noise])
+    samples = read_clip(clips[0].path, AudioConfig())
+    for seed in range(30):
+        mixed, recipe = remix.make(clips[0], samples, np.random.default_rng(seed))
+        assert recipe.background is noise
+        machine, surroundings = LowPass().separate(mixed)
+        ratio = active_power(machine, RATE) / active_power(surroundings, RATE)
+        assert 10 * np.log10(ratio) == pytest.approx(0, abs=1)
+        assert 7000 not in tones(mixed)
+        assert np.mean(mixed**2) == pytest.approx(np.mean(samples**2), rel=1e-4)
+
+
+def test_other_clips_lend_their_background_and_nothing_else(clips: list[ClipMeta]) -> None:
+    config = RemixConfig(enabled=True, mixup=1.0, min_snr_db=0.0, max_snr_db=0.0)
+    remix = Remix(config, clips[:1], Stems(LowPass()), lenders=clips[1:6])  # 1 and 2: of the fan, in the other domain
+    samples = read_clip(clips[0].path, AudioConfig())
+    drawn = [remix.make(clips[0], samples, np.random.default_rng(seed))[1] for seed in range(40)]
+    assert {recipe.background.path for recipe in drawn} == {clip.path for clip in clips[1:6]}
+    assert {recipe.partner for recipe in drawn} == {None}
+    with pytest.raises(RemixError, match="is a test clip"):
+        Remix(config, clips[:1], Stems(LowPass()), lenders=[replace(clips[1], split=Split.TEST)])
+
+
+def test_what_separation_left_over_is_no_partner(clips: list[ClipMeta], tmp_path: Path) -> None:
+    faint = write(tmp_path / "faint.wav", sound(900, 3000, loud=1e-5), "fan", Domain.TARGET)
+    config = RemixConfig(enabled=True, mixup=1.0, mixup_alpha=5.0, min_snr_db=0.0, max_snr_db=0.0)
+    remix = Remix(config, [clips[0], faint], Stems(LowPass()))
+    mixed, recipe = remix.make(clips[0], read_clip(clips[0].path, AudioConfig()), np.random.default_rng(0))
+    assert recipe.partner is None
+    assert 900 not in tones(mixed)
+
+
+def test_a_foreground_that_is_not_normal_is_refused_when_it_comes(clips: list[ClipMeta]) -> None:
+    remix = Remix(ALWAYS, clips, Stems(LowPass()))
+    samples = read_clip(clips[0].path, AudioConfig())
+    for change in ({"condition": Condition.ANOMALY}, {"condition": Condition.UNKNOWN}, {"split": Split.TEST}):
+        with pytest.raises(RemixError, match="only training and supplemental clips marked normal"):
+            remix.make(replace(clips[0], **change), samples, np.random.default_rng(0))
+
+
+def test_a_run_over_other_recordings_of_the_same_names_and_sizes_is_refused(
+    clips: list[ClipMeta], tmp_path: Path
+) -> None:
+    out, stems = tmp_path / "out", Stems(LowPass())
+    write_remixes(open_source(tmp_path / "data"), out, RemixConfig(), stems)
+    before = {path: path.read_bytes() for path in out.rglob("*.wav")}
+    for clip in clips:  # another simulation, as it were
+        write(clip.path, read_clip(clip.path, AudioConfig())[::-1].copy())
+    with pytest.raises(RemixError, match="made from other clips"):
+        write_remixes(open_source(tmp_path / "data"), out, RemixConfig(), stems)
+    assert {path: path.read_bytes() for path in out.rglob("*.wav")} == before
+
+
+def test_a_file_of_the_right_size_with_other_sound_is_written_again(clips: list[ClipMeta], tmp_path: Path) -> None:
+    source, out, stems = open_source(tmp_path / "data"), tmp_path / "out", Stems(LowPass())
+    write_remixes(source, out, RemixConfig(), stems)
+    victim = min(out.rglob("*.wav"))
+    kept = victim.read_bytes()
+    victim.write_bytes(kept[:-4000] + bytes(4000))
+    write_remixes(source, out, RemixConfig(), stems)
+    assert victim.read_bytes() == kept
+
+
+@pytest.mark.parametrize("originals", [True, False])
+def test_no_clip_is_lost_to_one_of_a_like_name(tmp_path: Path, originals: bool) -> None:
+    root = tmp_path / "press"
+    for number, name in enumerate(["a.flac", "a_flac.wav", "b.wav", "b_remix1.wav", "B.wav"]):
+        path = write(root / "a.wav", sound(200 + 60 * number, 3000 + 200 * number)).path
+        if name == "a.flac":
+            soundfile.write(root / name, soundfile.read(path)[0], RATE)
+            path.unlink()
+        else:
+            path.rename(root / name)
+    out = tmp_path / "out"
+    made = write_remixes(open_source(root), out, RemixConfig(), Stems(LowPass()), copies=2, originals=originals)
+    assert (made.written, made.originals) == (10, 5 if originals else 0)
+    files = [path.relative_to(out).as_posix() for path in out.rglob("*.wav")]
+    assert len(files) == len({name.lower() for name in files}) == made.written + made.originals
+    with (out / TRUTH).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = {row["file"]: row["foreground"] for row in rows}
+    assert len(told) == made.written
+    for name, foreground in told.items():  # and each is what it is said to be
+        low = {hertz for hertz in tones(read_clip(out / name, AudioConfig())) if hertz < 1000}
+        assert low == {hertz for hertz in tones(read_clip(root / foreground, AudioConfig())) if hertz < 1000}
+
+
+def test_dcase_clips_of_one_name_both_come_through(clips: list[ClipMeta], tmp_path: Path) -> None:
+    wav = clips[3].path
+    soundfile.write(wav.with_suffix(".flac"), soundfile.read(wav)[0], RATE)
+    out = tmp_path / "out"
+    made = write_remixes(open_source(tmp_path / "data"), out, RemixConfig(), Stems(LowPass()), copies=2, originals=True)
+    assert (made.written, made.originals) == (20, 10)
+    assert len(list(out.rglob("*.wav"))) == 30
+    assert len(open_source(out).clips) == 30
+
+
+def test_levels_that_no_sound_has_are_refused() -> None:
+    for told in (float("nan"), float("-inf"), -100000.0):
+        with pytest.raises(ValueError, match="min_snr_db"):
+            RemixConfig(min_snr_db=told)
+
+
+@pytest.mark.parametrize("far", [-200.0, 200.0])
+def test_the_farthest_levels_give_sound(clips: list[ClipMeta], far: float) -> None:
+    remix = Remix(RemixConfig(enabled=True, min_snr_db=far, max_snr_db=far), clips, Stems(LowPass()))
+    samples = read_clip(clips[0].path, AudioConfig())
+    mixed, _ = remix.make(clips[0], samples, np.random.default_rng(0))
+    assert np.mean(mixed**2) == pytest.approx(np.mean(samples**2), rel=1e-4)

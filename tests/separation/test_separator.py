@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import offkey
+from offkey.detector import DetectorError
 from offkey.manifest import MANIFEST
 from offkey.separation.config import LocoformerConfig, SeparatorConfig
 from offkey.separation.separator import FORMAT, Separator, SeparatorError, add_up
@@ -344,6 +346,22 @@ def test_a_damaged_manifest_is_refused(copied, text):
     (copied / MANIFEST).write_text(text)
     with pytest.raises(SeparatorError, match=r"manifest.json is damaged.*fit the separator again"):
         Separator.load(copied)
+
+
+@pytest.mark.parametrize("told", [True, False])  # whether the manifest says its kind, as older ones did not
+def test_a_folder_of_another_kind_is_called_by_its_name(copied, fitted, tmp_path, told):
+    place = shutil.copytree(fitted("loudness").folder, tmp_path / "detector")
+    for folder, held in ((place, "detector"), (copied, "separator")):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        assert manifest["kind"] == held
+        if not told:
+            del manifest["kind"]
+            (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(SeparatorError, match=r"holds a detector, not a separator: .*offkey fit-separator"):
+        Separator.load(place)
+    with pytest.raises(DetectorError, match=r"holds a separator, not a detector: .*offkey fit SOURCE"):
+        offkey.load(copied)
+    assert offkey.load(place).machines
 
 
 def test_a_newer_format_is_refused(copied):

@@ -220,3 +220,16 @@ def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, m
     fit(small_set, "auto", out=tmp_path / "p", machines=["fan"], workers=0)
     with pytest.raises(offkey.detector.DetectorError, match="without a separator of its own"):
         fit(small_set, "auto", out=tmp_path / "p", overrides=told, machines=["fan"], workers=0)
+
+
+def test_too_little_time_switches_remix_off_and_says_so(
+    weights: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights()
+    told = ["auto.minutes=0.0001", "augmentation.remix.enabled=true", "separation.model=s"]
+    monkeypatch.setattr(auto, "_sound", lambda clips: 10.0)
+    config, reasons = auto.settle(load_preset("auto", told), clips("fan", 60, 3))
+    assert config.kind == "training-free"
+    assert not config.augmentation.remix.enabled
+    assert "auto.minutes allows" in reasons[0]
+    assert "augmentation.remix is switched off" in reasons[1]

@@ -110,3 +110,15 @@ def test_label_settings_that_somebody_gave_are_kept() -> None:
     config, reasons = choose(told, clips("press", 60))
     assert (config.labels.identity, config.labels.speeds) == ("machine", (1.0, 1.3))
     assert "labels.identity, labels.speeds" in reasons[-1]
+
+
+def test_remix_is_switched_off_where_no_network_is_trained_and_it_says_so() -> None:
+    asked = load_preset("auto", ["augmentation.remix.enabled=true", "separation.model=s"])
+    config, reasons = choose(asked, clips("fan", FEWEST_CLIPS - 1))
+    assert config.kind == "training-free"
+    assert not config.augmentation.remix.enabled
+    assert any("augmentation.remix is switched off" in reason for reason in reasons)
+    config, reasons = choose(asked, clips("fan", 60, 3))
+    assert config.augmentation.remix.enabled
+    assert not any("switched off" in reason for reason in reasons)
+    assert not any("switched off" in reason for reason in choose(AUTO, clips("fan", 5))[1])

@@ -6,20 +6,28 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tests.separation.stand_in import LowPass
+from torch import nn
 
 import offkey
 from offkey.audio.io import AudioConfig, read_clip
+from offkey.data.labels import LabelSpace
+from offkey.data.loader import ClipReader
+from offkey.data.source import open_source
 from offkey.detector import DetectorError
-from offkey.fitting import fit
+from offkey.fitting import _train, fit
+from offkey.progress import Progress, Quiet
+from offkey.separation.stems import Stems
 from offkey.systems.config import load_preset
+from offkey.systems.lessons import Lessons, Outcome
 from offkey.systems.settings import SettingsError
-from offkey.types import OffkeyError
+from offkey.types import Content, OffkeyError, Split
 
 
 @pytest.fixture
@@ -102,3 +110,34 @@ def test_settings_that_do_not_fit_together_are_refused(separator: Callable[[floa
     with pytest.raises(SettingsError, match="lies above"):
         load_preset("discriminative", ["augmentation.remix.min_snr_db=30"])
     assert issubclass(SettingsError, OffkeyError)
+
+
+def test_with_a_network_a_machine_the_others_lend_their_backgrounds(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["augmentation.remix.enabled=true", "separation.model=s", "augmentation.remix.mixup=1"]
+    config = load_preset("baseline", overrides)
+    clips = [clip for clip in open_source(small_set).clips if clip.split is not Split.TEST]
+    reader, stems = ClipReader(config.audio), Stems(LowPass(1000.0))
+    given: dict[str, Lessons] = {}
+
+    def teach(lessons: Lessons, folder: Path, progress: Progress) -> Outcome:
+        given[folder.name] = lessons
+        return Outcome(nn.Identity(), frozenset(), {})
+
+    monkeypatch.setattr("offkey.fitting.train_reconstructive", teach)
+    _train(Lessons(clips, LabelSpace.of(clips, "machine"), config, reader, 0, stems), tmp_path, Quiet())
+    assert set(given) == {"fan", "valve"}
+    fan = given["fan"]
+    remix = fan.remix(Quiet())
+    assert remix is not None
+    made = [
+        remix.make(fan.learning[0], reader.read(fan.learning[0].path), np.random.default_rng(seed))
+        for seed in range(20)
+    ]
+    told = [recipe for _, recipe in filter(None, made)]
+    lent = {(clip.machine, clip.split, clip.content) for clip in (recipe.background for recipe in told)}
+    assert ("valve", Split.TRAIN, Content.MIXTURE) in lent
+    assert {recipe.partner.machine for recipe in told if recipe.partner is not None} <= {"fan"}
+    assert {clip.machine for clip in fan.learning} == {"fan"}
+    assert fan.fingerprint() != replace(fan, others=()).fingerprint()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from offkey.systems.config import LabelConfig, SystemConfig, load_preset, preset_names
 from offkey.systems.settings import SettingsError, apply_overrides, parse_override, read_toml, to_toml, validate
@@ -213,3 +213,44 @@ def test_an_unknown_system_lists_the_known() -> None:
 def test_validate_says_where_the_settings_came_from() -> None:
     with pytest.raises(SettingsError, match=r"^somewhere: "):
         validate(LabelConfig, {"identity": "colour"}, "somewhere")
+
+
+def tables() -> list[type[BaseModel]]:
+    """Every table of settings in the package."""
+    import offkey.data.synthetic.config
+    import offkey.separation.recipe  # noqa: F401
+
+    found, waiting = [], [BaseModel]
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            waiting.append(kind)
+            if kind.__module__.startswith("offkey.") and kind.model_config.get("extra") == "forbid":
+                found.append(kind)
+    return found
+
+
+def test_no_setting_takes_a_number_that_is_none() -> None:
+    found = tables()
+    assert len(found) > 30
+    assert [kind.__name__ for kind in found if kind.model_config.get("allow_inf_nan") is not False] == []
+    for text in (
+        "training.learning_rate=inf", "augmentation.gain.min_db=nan", "objective.margin=nan",
+        "labels.speeds=[1.0, nan]", "audio.level_dbfs=-inf",
+        "mel.floor_db=nan", "scoring.scorers.0.weight=inf", "encoder.layer_decay=nan",
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=r"finite number|less than|greater than"):
+            load_preset("discriminative", [text])
+
+
+def test_a_crop_shorter_than_a_frame_is_an_error_that_says_so() -> None:
+    with pytest.raises(SettingsError, match=r"training\.crop_seconds 1e-06 is shorter than one frame \(1024 samples"):
+        load_preset("discriminative", ["training.crop_seconds=0.000001"])
+    assert load_preset("discriminative", ["training.crop_seconds=0.064"]).training.crop_seconds == 0.064
+
+
+@pytest.mark.parametrize("told", [{"snr_db": (-1e5, 0)}, {"snr_db": (0, 1e5)}, {"level_dbfs": (-1e5, -30)}])
+def test_a_simulation_of_levels_that_no_sound_has_is_refused(told: dict[str, Any]) -> None:
+    from offkey.data.synthetic.config import SynthConfig
+
+    with pytest.raises(ValidationError, match="200 dB"):
+        SynthConfig(**told)

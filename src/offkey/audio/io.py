@@ -76,7 +76,7 @@ class AudioConfig(BaseModel):
     """How recordings become the model's input."""
 
     # a channel is a word or a number: `audio.channel=0` must be as good as "0"
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
     rate: int = Field(default=16000, ge=1000, le=768_000, description="sampling rate of the model, Hz")
     channel: str = Field(
@@ -85,7 +85,7 @@ class AudioConfig(BaseModel):
         description='"mean" of all channels, or the number of one ("0" is the first)',
     )
     level_dbfs: float | None = Field(
-        default=None, le=0.0, description="RMS level that every clip is brought to, dBFS; null: as recorded"
+        default=None, ge=-200.0, le=0.0, description="RMS level that every clip is brought to, dBFS; null: as recorded"
     )
     min_seconds: float = Field(default=0.1, ge=0.0, description="shorter recordings are refused, seconds")
 

@@ -23,7 +23,7 @@ __all__ = ["LogMel", "MelConfig", "mel_centres", "mel_filters"]
 class MelConfig(BaseModel):
     """How a waveform becomes a log-mel spectrogram."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     n_fft: int = Field(default=1024, ge=16, description="samples of a frame, and length of its Fourier transform")
     hop: int = Field(default=512, ge=1, description="samples from one frame to the next")
@@ -34,7 +34,7 @@ class MelConfig(BaseModel):
     norm: Literal["slaney", "none"] = Field(
         default="slaney", description="slaney: every filter has the same area; none: every filter peaks at 1"
     )
-    floor_db: float = Field(default=-100.0, description="lowest level told apart from silence, dB")
+    floor_db: float = Field(default=-100.0, ge=-300, le=200, description="lowest level told apart from silence, dB")
 
 
 def _to_mel(hertz: NDArray[np.float64], scale: str) -> NDArray[np.float64]:

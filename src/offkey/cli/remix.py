@@ -51,8 +51,9 @@ def remix(
     from offkey.systems.settings import validate
 
     audio = validate(AudioConfig, {"channel": channel}, "offkey remix --channel")
+    told = {"min_snr_db": snr[0], "max_snr_db": snr[1], "mixup": across_domains}
+    config = validate(RemixConfig, told, "offkey remix")
     opened = open_source(source, subfolders=subfolders)
-    config = RemixConfig(min_snr_db=snr[0], max_snr_db=snr[1], mixup=across_domains)
     stems = Stems(Separator.load(model), audio, ArrayCache(default_cache_dir() / "stems", STEMS_BYTES))
     failures: list[Failure] = []
     with Bars() as bars:

@@ -50,17 +50,20 @@ def fit_separator(
         list[str] | None,
         typer.Option("--machine", "--machines", help="Only this machine (may be given several times)."),
     ] = None,
+    channel: Annotated[str, typer.Option(help='Channel of the recordings: "mean", or a number from 0.')] = "mean",
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the separator in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Learn to separate machines from surroundings. A run that was killed goes on when started again."""
+    from offkey.audio.io import AudioConfig
     from offkey.separation.fitting import fit_separator as fit
     from offkey.separation.recipe import SeparationRecipe
     from offkey.systems.settings import apply_overrides, validate
 
     tree = SeparationRecipe.of(size).model_dump(mode="json") | {"seed": seed}
     recipe = validate(SeparationRecipe, apply_overrides(tree, settings or []), "--set")
+    channel = validate(AudioConfig, {"channel": channel}, "offkey fit-separator --channel").channel
     failures: list[Failure] = []
     with Bars() as bars:
         fitted = fit(
@@ -69,6 +72,7 @@ def fit_separator(
             recipe,
             mode=mode,
             machines=machine or [],
+            channel=channel,
             workers=workers,
             overwrite=overwrite,
             progress=bars,

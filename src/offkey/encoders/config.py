@@ -28,7 +28,7 @@ class EncoderConfig(BaseModel):
     1.0
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Annotated[str, AfterValidator(_known)] = Field(
         default="none", description=f"{', '.join(ENCODERS)}, or none: no encoder"

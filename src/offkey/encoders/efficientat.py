@@ -49,7 +49,7 @@ _PRE_EMPHASIS, _FLOOR, _SHIFT, _SCALE = 0.97, 1e-5, 4.5, 5.0
 class EfficientATArchitecture(BaseModel):
     """What makes one `mn` network differ from another; what is left out is as in the published ones."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     width_mult: float = Field(default=0.4, ge=0.05, le=8.0, description="channels over those of MobileNetV3-Large")
     classes: int = Field(default=0, ge=0, le=100_000, description="outputs of the classifier; 0: there is none")

@@ -28,7 +28,7 @@ class DiscriminativeConfig(BaseModel):
     256
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["mobilefacenet"] = "mobilefacenet"
     embedding: int = Field(default=256, ge=1, description="numbers in the vector that stands for a clip")
@@ -54,7 +54,7 @@ class DiscriminativeConfig(BaseModel):
 class _Autoencoder(BaseModel):
     """How an autoencoder's errors become one score a clip."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     pooling: Pooling = Field(
         default="mean", description="errors over a clip -> one score: the mean, the max, or the mean of the top ones"
@@ -123,7 +123,7 @@ class RetrievalConfig(BaseModel):
     9.0
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["retrieval"] = "retrieval"
     layers: tuple[int, ...] = Field(

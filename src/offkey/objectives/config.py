@@ -16,7 +16,7 @@ class MultiTaskConfig(BaseModel):
     30.0
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["multitask"] = "multitask"
     head: Literal["arcface", "adacos"] = Field(
@@ -54,7 +54,7 @@ class ReconstructionConfig(BaseModel):
     False
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: Literal["reconstruction"] = "reconstruction"
     identity_weight: float = Field(default=0.1, ge=0, description="α, the factor on the identity's cross-entropy")

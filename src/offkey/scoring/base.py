@@ -186,7 +186,7 @@ def domain_order(domain: NDArray[Any]) -> list[str]:
 class ScorerOptions(BaseModel):
     """What every scorer's options have in common; each adds a literal `name` and its own fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 ScorerT = TypeVar("ScorerT", bound="Scorer")

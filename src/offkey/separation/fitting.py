@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from offkey.audio.io import AudioConfig, AudioError
+from offkey.data.fingerprint import clips_fingerprint
 from offkey.data.loader import ClipReader, Failure
 from offkey.data.source import Source, open_source
 from offkey.files import write_whole
@@ -80,6 +80,11 @@ def choose_mode(clips: Sequence[ClipMeta], mode: Mode = "auto") -> tuple[Way, li
         reasons = [f"mixtures: there are no clips of {missing}, so background is taken to be what is stationary"]
         if noise:
             reasons.append(f"noise-only clips of {', '.join(noise)} stand for background")
+        if clean:
+            reasons.append(
+                f"{sum(map(len, clean.values()))} clips of a machine alone ({', '.join(clean)}) are not heard: it "
+                "takes clips of noise alone beside them to learn from"
+            )
         return "mixtures", reasons
     if not (clean and noise):
         missing = "of a machine alone" if not clean else "of noise alone"
@@ -104,6 +109,7 @@ def fit_separator(
     *,
     mode: Mode = "auto",
     machines: Sequence[str] = (),
+    channel: str = "mean",
     workers: int = 2,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -112,9 +118,9 @@ def fit_separator(
     """Train a separator and save it in the folder `out`.
 
     `source`: a folder of normal recordings, or the root of a DCASE data set. Only its supplemental and its normal
-    training clips are heard, never test clips. `machines`: only these. Clips that cannot be read are left out and
-    appended to `failures`. A killed run, started again with the same arguments, goes on where it stopped and ends with
-    the same weights.
+    training clips are heard, never test clips. `machines`: only these. `channel`: that of the recordings, "mean" of
+    all or a number from 0. Clips that cannot be read are left out and appended to `failures`. A killed run, started
+    again with the same arguments, goes on where it stopped and ends with the same weights.
 
     Raises SeparatorFitError where there is nothing to learn from, or where `out` holds another separator (`overwrite`
     replaces it).
@@ -122,18 +128,22 @@ def fit_separator(
     recipe, progress, out = recipe or SeparationRecipe(), progress or Quiet(), Path(out)
     failures = failures if failures is not None else []
     source = source if isinstance(source, Source) else open_source(Path(source))
+    reader = ClipReader(AudioConfig(rate=recipe.separator.rate, channel=channel))
     clips = _clips(source, machines, mode)
     way, reasons = choose_mode(clips, mode)
     if way == "supervised":
         # the others are not heard: normal clips of a machine that has clean ones would only cost time to read
         has_clean = by_machine(clips, Content.MACHINE)
         clips = [clip for clip in clips if clip.content is not Content.MIXTURE or clip.machine not in has_clean]
-    asked = {"recipe": recipe.model_dump(mode="json"), "mode": way, "clips": _fingerprint(clips)}
+    else:  # nothing is learnt from a machine alone without noise alone
+        clips = [clip for clip in clips if clip.content is not Content.MACHINE]
+    asked = {
+        "recipe": recipe.model_dump(mode="json"), "mode": way, "channel": channel, "clips": clips_fingerprint(clips)
+    }  # fmt: skip
     finished = _finished(out, asked, overwrite)
     if finished is not None:
         progress.say(f"{out} already holds this separator; nothing to do")
         return finished
-    reader = ClipReader(AudioConfig(rate=recipe.separator.rate))
     clips = _readable(clips, reader, workers, progress, failures)
     contents = {clip.content for clip in clips}
     needed = {Content.MACHINE, Content.NOISE} if way == "supervised" else {Content.MIXTURE}
@@ -275,12 +285,6 @@ def _held_out(clips: Sequence[ClipMeta], recipe: SeparationRecipe) -> tuple[list
     kinds = {clip.content for clip in waiting}
     enough = {Content.MACHINE, Content.NOISE} <= kinds or {clip.content for clip in clips} <= kinds
     return (learning, waiting) if enough else (list(clips), [])
-
-
-def _fingerprint(clips: Sequence[ClipMeta]) -> str:
-    """A hash of which clips there are and how big they are."""
-    rows = sorted(f"{clip.machine}|{clip.path.name}|{clip.path.stat().st_size}" for clip in clips)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> FittedSeparator | None:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from offkey.separation.config import SeparatorConfig, Size
-from offkey.training.config import Share, TrainingConfig
+from offkey.training.config import Decibels, Share, TrainingConfig
 
 __all__ = ["LossConfig", "MixingConfig", "Mode", "PriorConfig", "SeparationRecipe"]
 
@@ -15,20 +15,23 @@ Mode = Literal["auto", "supervised", "mixtures"]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MixingConfig(_Settings):
     """How two clips become a lesson."""
 
-    min_snr_db: float = Field(default=-15.0, description="softest foreground against its background, dB")
-    max_snr_db: float = Field(default=10.0, description="loudest foreground against its background, dB")
+    min_snr_db: Decibels = Field(default=-15.0, description="softest foreground against its background, dB")
+    max_snr_db: Decibels = Field(default=10.0, description="loudest foreground against its background, dB")
     sum_ratio_db: float = Field(
-        default=6.0, ge=0, description="by how much one of two summed normal clips may be louder than the other, dB"
+        default=6.0,
+        ge=0,
+        le=200,
+        description="by how much one of two summed normal clips may be louder than the other, dB",
     )
     crop_seconds: float = Field(default=2.0, gt=0, description="length of a random crop, seconds")
-    min_gain_db: float = Field(default=-6.0, description="lowest gain of a finished mixture, dB")
-    max_gain_db: float = Field(default=6.0, description="highest gain of a finished mixture, dB")
+    min_gain_db: Decibels = Field(default=-6.0, description="lowest gain of a finished mixture, dB")
+    max_gain_db: Decibels = Field(default=6.0, description="highest gain of a finished mixture, dB")
     batches: int = Field(default=100, ge=1, description="batches an epoch")
     held_out: int = Field(default=48, ge=0, description="fixed mixtures of held-out clips for validation; 0: none")
 
@@ -51,7 +54,10 @@ class LossConfig(_Settings):
         default=0.1, ge=0, description="part of the plain SNR, which si_snr needs to learn how loud a stem is"
     )
     floor_db: float = Field(
-        default=-30.0, lt=0, description="error below which a stem is good enough, dB against the stem or the mixture"
+        default=-30.0,
+        ge=-200,
+        lt=0,
+        description="error below which a stem is good enough, dB against the stem or the mixture",
     )
     exponent: float = Field(default=0.3, gt=0, le=1, description="compression of magnitudes in the spectrum loss")
 
@@ -61,7 +67,9 @@ class PriorConfig(_Settings):
 
     n_fft: int = Field(default=1024, ge=64, description="samples of a frame of the stationary spectrum")
     smooth_hz: float = Field(default=140.0, gt=0, description="width of the median over frequency, Hz")
-    swell_db: float = Field(default=2.0, ge=0, description="slow rise and fall of three bands, standard deviation, dB")
+    swell_db: float = Field(
+        default=2.0, ge=0, le=200, description="slow rise and fall of three bands, standard deviation, dB"
+    )
     coloured_share: Share = Field(
         default=0.8, description="share of backgrounds of a random smooth colour instead of a clip's own"
     )
@@ -90,6 +98,16 @@ class SeparationRecipe(_Settings):
         default=0.99, ge=0, lt=1, description="how much of the teacher, a running mean of the net, a step keeps"
     )
     seed: int = Field(default=0, ge=0, description="everything random follows from it")
+
+    @model_validator(mode="after")
+    def _a_frame_at_least(self) -> SeparationRecipe:
+        rate, frame = self.separator.rate, self.separator.n_fft
+        if round(self.mixing.crop_seconds * rate) < frame:
+            raise ValueError(
+                f"mixing.crop_seconds {self.mixing.crop_seconds:g} is shorter than one frame of the separator "
+                f"({frame} samples at {rate} Hz, {frame / rate:g} s): nothing could be learnt from such a crop"
+            )
+        return self
 
     @classmethod
     def of(cls, size: Size) -> SeparationRecipe:

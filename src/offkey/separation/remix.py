@@ -14,6 +14,7 @@ import io
 import json
 import zlib
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from offkey.data.dcase import format_name, parse_name
+from offkey.data.fingerprint import clips_fingerprint
 from offkey.data.loader import Failure
 from offkey.data.source import Source
 from offkey.files import write_whole
@@ -51,7 +53,8 @@ _FORMAT = 1
 _REMIX = 21  # purpose of random numbers, apart from those of training/ and systems/
 _FRAME_SECONDS = 0.032
 _QUIETEST_ACTIVE = 1e-2  # of the loudest frame's power: 20 dB below it a machine counts as pausing
-_FAINTEST = 1e-4  # of the clip's power: a part 40 dB below the clip is what separation left over, no sound of its own
+_FAINTEST = 1e-4  # of the clip's power: a part 40 dB below the clip is what separation left over, no sound of its own;
+# and of the background's: a stretch 40 dB below the rest of it is a pause, and nothing that could be made louder
 _FADE_SECONDS = 0.05
 
 
@@ -105,16 +108,28 @@ def loop(samples: Float[np.ndarray, " T"], length: int, start: float, fade: int)
     return np.tile(once, turns)[first : first + length] if turns > 1 else once[first : first + length].copy()
 
 
+def _loudest(samples: NDArray[np.float32], length: int, fade: int) -> float:
+    """Where in `loop`'s sound (0 to 1) the `length` samples with the most power begin."""
+    once = loop(samples, len(samples) - min(fade, len(samples) // 2), 0.0, fade)
+    if length >= len(once):
+        return 0.0  # all of it is heard
+    around = np.cumsum(np.square(np.r_[np.float32(0), once, once[:length]], dtype=np.float64))
+    return (int(np.argmax(around[length : length + len(once)] - around[: len(once)])) + 0.5) / len(once)
+
+
 class Remix:
     """Changes some clips of a batch into their foreground in another clip's background.
 
     `clips` is the list that `batch.place` points into; `supplemental` may add noise-only clips, which serve as
-    backgrounds whole, and machine-only clips, which serve as partners in mixup. A machine-only clip in a batch is its
-    own foreground; a noise-only one is left as it is, and so is a clip in which separation found next to nothing.
+    backgrounds whole, and machine-only clips, which serve as partners in mixup; `lenders` lend backgrounds and nothing
+    else. A machine-only clip in a batch is its own foreground; a noise-only one is left as it is, and so is a clip in
+    which separation found next to nothing.
 
     The background is drawn from another clip: the machine first, so that each is as likely however many clips it has,
-    then the clip. The SNR counts active frames on both sides (`active_power`). A remixed clip has the length and RMS
-    level of the one that it replaces, and its labels: those of the foreground, with mixup of its louder part.
+    then the clip, then a stretch of it as long as the foreground; where that stretch is silent next to the rest of
+    the clip, its loudest one. The SNR counts active frames on both sides (`active_power`). A remixed clip has the
+    length and RMS level of the one that it replaces, and its labels: those of the foreground, with mixup of its louder
+    part.
 
     Every draw follows from the moment given to `seek` and the row in the batch. Use it before speeds and crops change
     the clips: foregrounds are looked up by place and must be as long. Raises RemixError for clips that are not normal.
@@ -126,17 +141,20 @@ class Remix:
         clips: Sequence[ClipMeta],
         stems: Stems,
         supplemental: Sequence[ClipMeta] = (),
+        lenders: Sequence[ClipMeta] = (),
     ) -> None:
-        everything = list({clip.path: clip for clip in [*clips, *supplemental]}.values())
-        refuse_unless_normal([*clips, *supplemental])
+        lent = {clip.path: clip for clip in lenders}
+        own = {clip.path: clip for clip in [*clips, *supplemental]}
+        refuse_unless_normal([*clips, *supplemental, *lenders])
         self.config, self.clips, self.stems = config, list(clips), stems
         self.rate = stems.config.rate
         self.moment = Moment(0, 0, 0)
         self._backgrounds: dict[str, list[ClipMeta]] = {}
         self._partners: dict[tuple[str, str, Domain], list[ClipMeta]] = {}
-        for clip in everything:
+        for clip in (own | lent).values():
             if clip.content is not Content.MACHINE:
                 self._backgrounds.setdefault(clip.machine, []).append(clip)
+        for clip in own.values():
             if clip.content is not Content.NOISE and clip.domain is not Domain.UNKNOWN:
                 self._partners.setdefault((clip.machine, clip.section, clip.domain), []).append(clip)
         if not self._backgrounds:
@@ -170,7 +188,11 @@ class Remix:
     def make(
         self, clip: ClipMeta, samples: NDArray[np.float32], numbers: np.random.Generator
     ) -> tuple[NDArray[np.float32], Recipe] | None:
-        """Remix one clip, whose `samples` (T,) are as read; None where there is nothing to recombine."""
+        """Remix one clip, whose `samples` (T,) are as read; None where there is nothing to recombine.
+
+        Raises RemixError for a clip that is not normal, and for samples that are not as long as its foreground.
+        """
+        refuse_unless_normal([clip])
         if clip.content is Content.NOISE:
             return None
         # Drawn in any case and first, so that one setting does not change what another draws.
@@ -192,19 +214,25 @@ class Remix:
         back_loud = active_power(whole.background, self.rate)
         if loud <= _FAINTEST * power or back_loud <= _FAINTEST * active_power(np.add(*whole), self.rate):
             return None
-        recipe = Recipe(clip, source, snr)
         fade = round(_FADE_SECONDS * self.rate)
+        back = loop(whole.background, len(front), start, fade)
+        stretch_loud = active_power(back, self.rate)
+        if stretch_loud <= _FAINTEST * back_loud:  # a pause of the surroundings, which no gain brings to the SNR
+            back = loop(whole.background, len(front), _loudest(whole.background, len(front), fade), fade)
+            stretch_loud = active_power(back, self.rate)
+            if stretch_loud <= _FAINTEST * back_loud:
+                return None
+        recipe = Recipe(clip, source, snr)
         if other is not None:
-            second = self.stems.of(other).foreground
-            second_loud = active_power(second, self.rate)
-            if second_loud > 0:
+            pair = self.stems.of(other)
+            second, second_loud = pair.foreground, active_power(pair.foreground, self.rate)
+            if second_loud > _FAINTEST * active_power(np.add(*pair), self.rate):
                 share = min(share, 1.0 - share)
                 second = loop(second, len(front), far, fade) * np.float32((loud / second_loud) ** 0.5)
                 front = np.float32(1.0 - share) * front + np.float32(share) * second
                 loud = active_power(front, self.rate)
                 recipe = recipe._replace(partner=other, partner_share=share)
-        back = loop(whole.background, len(front), start, fade)
-        scale = (loud / (active_power(back, self.rate) * 10.0 ** (snr / 10.0))) ** 0.5
+        scale = (loud / (stretch_loud * 10.0 ** (snr / 10.0))) ** 0.5
         mixed = front + np.float32(scale) * back
         # as loud as before: otherwise the level would tell how much background there is
         level = (power / float(np.mean(np.square(mixed, dtype=np.float64)))) ** 0.5
@@ -263,10 +291,11 @@ def write_remixes(
     """Write `copies` remixes of every normal training clip of `source` as a data set of its own layout.
 
     A DCASE source becomes `<machine>/train/<DCASE name with a new number>.wav` with `attributes_NN.csv`; a plain folder
-    keeps its paths, each name with `_remixK`. Machine-only supplemental clips are remixed as training clips of their
-    machine, noise-only ones lend their background. With `originals` the training clips themselves lie beside their
-    remixes, as they were decoded. Files are mono, 32-bit float, at the stems' rate. `remix.csv` tells what each was
-    made of; `remix.json` how. Every clip is met, whatever `config.probability` says.
+    keeps its paths, each name with `_remixK` (and `_2`, `_3`, … before it where two clips would have the same).
+    Machine-only supplemental clips are remixed as training clips of their machine, noise-only ones lend their
+    background. With `originals` the training clips themselves lie beside their remixes, as they were decoded. Files
+    are mono, 32-bit float, at the stems' rate. `remix.csv` tells what each was made of; `remix.json` how. Every clip
+    is met, whatever `config.probability` says.
 
     Started again with the same arguments, a run that was broken off goes on; same arguments, same bytes. Clips that
     cannot be read are appended to `failures`. Raises RemixError for a folder that holds something else.
@@ -282,7 +311,7 @@ def write_remixes(
     extra = [clip for clip in heard if clip.split is Split.SUPPLEMENTAL]
     fronts = [*train, *(clip for clip in extra if clip.content is Content.MACHINE)]
     remix = Remix(config.model_copy(update={"enabled": True}), fronts, stems, extra)
-    names = _Names(source, fronts)
+    names = _Names(source, fronts, copies)
     rows: list[list[object]] = []
     tables: dict[Path, list[tuple[str, ClipMeta]]] = {}
     left_out = kept = 0
@@ -320,26 +349,42 @@ def write_remixes(
 
 
 class _Names:
-    """Where the copies of each clip go: names that the source's layout has for clips of the same kind."""
+    """Where the copies of each clip go: names that the source's layout has for clips of the same kind.
 
-    def __init__(self, source: Source, clips: Sequence[ClipMeta]) -> None:
-        self.source, self.clips = source, clips
+    No two are alike, nor do two differ in upper and lower case alone, which some disks take for the same.
+    """
+
+    def __init__(self, source: Source, clips: Sequence[ClipMeta], copies: int) -> None:
+        self.source, self.clips, self.copies = source, clips, copies
         parsed = [parse_name(clip.path.name) if source.kind == "dcase" else None for clip in clips]
         self.parsed = parsed
         digits = max((len(name.number) for name in parsed if name is not None), default=0)
         self.block = 10**digits  # numbers of one copy
+        self._turns: list[int] = []  # of each clip: how many earlier ones would have had its names
+        taken: set[str] = set()
+        for place in range(len(clips)):
+            for turn in count():
+                names = {self._name(place, copy, turn).as_posix().casefold() for copy in range(copies + 1)}
+                if not names & taken:
+                    break
+            taken |= names
+            self._turns.append(turn)
 
     def of(self, place: int, copy: int) -> Path:
         """Path below the new root of copy number `copy` of a clip; copy 0 is the original."""
+        return self._name(place, copy, self._turns[place])
+
+    def _name(self, place: int, copy: int, turn: int) -> Path:
         clip, name = self.clips[place], self.parsed[place]
         if name is not None:
             # Odd blocks are training clips', even ones machine-only clips': they count from 0 as well.
             block = 2 * copy - (clip.split is Split.TRAIN) if copy else 0
-            number = name.number if not copy else str(int(name.number) + block * self.block)
+            block += turn * 2 * (self.copies + 1)
+            number = name.number if not block else str(int(name.number) + block * self.block)
             name = name._replace(number=number, split=Split.TRAIN, condition=Condition.NORMAL, content=Content.MIXTURE)
             return Path(clip.machine, "train", format_name(name))
         inside = clip.path.relative_to(self.source.root)
-        told = f"_remix{copy}" if copy else ""
+        told = (f"_{turn + 1}" if turn else "") + (f"_remix{copy}" if copy else "")
         # The ending stays in the name: a.wav and a.flac are two clips.
         stem = inside.stem if inside.suffix.lower() == ".wav" else inside.name.replace(".", "_")
         kind = "_machine" if clip.content is Content.MACHINE else ""
@@ -363,11 +408,10 @@ def _claim(
     clips: Sequence[ClipMeta],
 ) -> None:
     """Make the folder ours, or refuse."""
-    listed = "\n".join(sorted(f"{clip.machine}|{clip.path.name}|{_size(clip.path)}" for clip in clips))
     record = {
         "format": _FORMAT,
         "source": source.root.name,
-        "clips": f"{zlib.crc32(listed.encode()):08x}",
+        "clips": clips_fingerprint(clips),
         "separator": stems.fingerprint,
         "audio": stems.config.model_dump(mode="json"),
         "remix": config.model_dump(mode="json", exclude={"enabled", "probability"}),
@@ -393,13 +437,6 @@ def _claim(
                 "folder, or remove this one"
             )
     write_whole(out / RECORD, text)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1  # reading it says what is wrong
 
 
 def _told(recipe: Recipe, root: Path) -> list[object]:
@@ -434,5 +471,6 @@ def _write_wav(path: Path, samples: NDArray[np.float32], rate: int) -> None:
 
     memory = io.BytesIO()
     wavfile.write(memory, rate, samples)
-    if not path.is_file() or path.stat().st_size != memory.getbuffer().nbytes:
-        write_whole(path, memory.getvalue())
+    sound = memory.getvalue()
+    if not path.is_file() or path.stat().st_size != len(sound) or path.read_bytes() != sound:
+        write_whole(path, sound)

@@ -12,7 +12,7 @@ from statistics import median
 from offkey.encoders.catalog import WeightsError
 from offkey.encoders.config import ENCODERS
 from offkey.encoders.weights import find
-from offkey.systems.choose import FEWEST_CLIPS, choose
+from offkey.systems.choose import FEWEST_CLIPS, choose, without_network
 from offkey.systems.config import SystemConfig, load_preset, preset_names
 from offkey.systems.members import given_settings
 from offkey.systems.surroundings import unlikeness
@@ -71,7 +71,8 @@ def settle(
             f"a network would take about {_time(minutes)} to train, and auto.minutes allows {_time(limit)}: "
             "training-free log-mel statistics"
         ]
-        single, minutes = _without_network(alone), 0.0
+        (single, remarks), minutes = without_network(alone), 0.0
+        reasons += remarks
     minutes += _minutes("read", 2 * heard, seconds)
     result = single
     if encoder is not None:
@@ -181,11 +182,6 @@ def _together(config: SystemConfig, alone: SystemConfig, single: SystemConfig, e
 
 def _bound(config: SystemConfig) -> tuple[str, ...]:
     return (f"auto.minutes={config.auto.minutes}",) if config.auto.minutes else ()
-
-
-def _without_network(config: SystemConfig) -> SystemConfig:
-    """What `auto` does where there are too few clips."""
-    return choose(config, [])[0]
 
 
 def _sound(clips: Sequence[ClipMeta]) -> float:

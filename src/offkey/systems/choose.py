@@ -10,7 +10,7 @@ from offkey.data.labels import LabelSpace
 from offkey.systems.config import SystemConfig
 from offkey.types import ClipMeta, Content
 
-__all__ = ["choose"]
+__all__ = ["choose", "without_network"]
 
 FEWEST_CLIPS = 40
 """Normal clips below which a network would learn the clips by heart instead of the machine."""
@@ -39,9 +39,8 @@ def choose(
         )
         if config.encoder.name != "none":
             reasons.append(f"so {config.encoder.name} is not asked either")
-        scorers = [entry for entry in config.scoring.scorers if entry.view != "network"]
-        changes = {"kind": "training-free", "scoring": {"scorers": scorers}, "encoder": {"name": "none"}}
-        return _changed(config, **changes), reasons
+        single, remarks = without_network(config)
+        return single, reasons + remarks
 
     labels: dict[str, Any] = {"supplemental": False}
     space = LabelSpace.of(clips, "attributes")
@@ -85,6 +84,22 @@ def choose(
         labels = {name: value for name, value in labels.items() if name not in told}
         reasons.append(f"as the settings say: {', '.join(f'labels.{name}' for name in sorted(told))}")
     return _changed(config, kind="discriminative", labels=labels), reasons
+
+
+def without_network(config: SystemConfig) -> tuple[SystemConfig, list[str]]:
+    """What `auto` becomes where no network is trained: training-free, without what only a network could use.
+
+    The sentences tell what somebody asked for and does not get.
+    """
+    scorers = [entry for entry in config.scoring.scorers if entry.view != "network"]
+    changes: dict[str, Any] = {
+        "kind": "training-free", "scoring": {"scorers": scorers}, "encoder": {"name": "none"},
+    }  # fmt: skip
+    if not config.augmentation.remix.enabled:
+        return _changed(config, **changes), []
+    changes["augmentation"] = {"remix": {"enabled": False}}
+    remark = "augmentation.remix is switched off: it makes clips to train on, and nothing is trained"
+    return _changed(config, **changes), [remark]
 
 
 def _changed(config: SystemConfig, **changes: Any) -> SystemConfig:

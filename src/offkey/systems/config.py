@@ -59,7 +59,7 @@ ObjectiveConfig = Annotated[
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LabelConfig(_Settings):
@@ -353,6 +353,16 @@ class SystemConfig(_Settings):
             )
         if isinstance(self.model, BaselineConfig) and self.encoder.name != "none":
             raise ValueError("the DCASE baseline hears log-mel alone: leave encoder.name alone, or choose system3")
+
+    @model_validator(mode="after")
+    def _a_frame_at_least(self) -> SystemConfig:
+        crop, rate, frame = self.training.crop_seconds, self.audio.rate, self.mel.n_fft
+        if crop and round(crop * rate) < frame:
+            raise ValueError(
+                f"training.crop_seconds {crop:g} is shorter than one frame ({frame} samples at {rate} Hz, "
+                f"{frame / rate:g} s): nothing could be learnt from such a crop; 0 takes whole clips"
+            )
+        return self
 
     @model_validator(mode="after")
     def _remix_needs_a_separator(self) -> SystemConfig:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from offkey.audio.mel import LogMel
+from offkey.data.fingerprint import clips_fingerprint
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader, load_batches
 from offkey.models.encoder_frames import EncoderMean
@@ -50,7 +51,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Normal clips, `learning` from which a network learns and `waiting` which it never hears, with their classes."""
+    """Normal clips, `learning` from which a network learns and `waiting` which it never hears, with their classes.
+
+    `others`: normal training clips of other machines, where each machine has a network; they lend backgrounds alone.
+    """
 
     clips: Sequence[ClipMeta]
     labels: LabelSpace
@@ -59,6 +63,7 @@ class Lessons:
     workers: int
     stems: Stems | None = None
     supplemental: Sequence[ClipMeta] = ()
+    others: Sequence[ClipMeta] = ()
 
     @cached_property
     def _codes(self) -> list[tuple[int, tuple[int, ...], int]]:
@@ -96,27 +101,28 @@ class Lessons:
     def remix(self, progress: Progress) -> Remix | None:
         """What recombines the clips to learn from, where `augmentation.remix` is on; their stems are found first.
 
-        Supplemental clips of noise alone lend their background, whether or not the network learns from them. Held-out
-        clips take no part.
+        Supplemental clips of noise alone lend their background, whether or not the network learns from them, and so do
+        clips of `others`. Held-out clips take no part.
         """
         if not self.config.augmentation.remix.enabled:
             return None
         if self.stems is None:
             raise OffkeyError("augmentation.remix needs a separator: separation.model names its folder")
-        self.stems.find([*self.learning, *self.supplemental], progress)
-        return Remix(self.config.augmentation.remix, self.learning, self.stems, self.supplemental)
+        self.stems.find([*self.learning, *self.supplemental, *self.others], progress)
+        return Remix(self.config.augmentation.remix, self.learning, self.stems, self.supplemental, self.others)
 
     def fingerprint(self, published: str = "") -> str:
         """A hash of all that decides what is learnt, beside `training`: another run with it learns the same.
 
-        Clips, settings, the encoder's `published` weights, and separators.
+        Clips, what is in them, settings, the encoder's `published` weights, and separators.
         """
         heard = [f"{clip.machine} {clip.path.name} {self.labels.name(clip)}" for clip in self.clips]
         told = [self.config.model_dump_json(include=_DECISIVE), published]
         if self.config.augmentation.remix.enabled and self.stems is not None:
-            told.append(self.stems.fingerprint)
+            told += [self.stems.fingerprint, clips_fingerprint(self.supplemental), clips_fingerprint(self.others)]
         if self.reader.front_end is not None:
             told.append(self.reader.front_end.fingerprint)
+        told.append(clips_fingerprint(self.clips))
         return hashlib.sha256("\n".join([*heard, *told]).encode()).hexdigest()
 
     def _pseudo_classes(self) -> dict[str, Any]:

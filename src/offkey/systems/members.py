@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from offkey.systems.config import SystemConfig, load_preset
-from offkey.systems.settings import toml_value
+from offkey.systems.settings import SettingsError, toml_value
 
 __all__ = ["given_settings", "member_systems"]
 
@@ -16,7 +16,10 @@ _OWN = {"system", "about", "kind", "scoring", "ensemble", "auto"}  # of the ense
 def member_systems(config: SystemConfig) -> dict[str, SystemConfig]:
     """The systems of an ensemble by name. What was set in the ensemble holds for all; a member's own settings win.
 
-    Raises SettingsError for a member that does not exist, or settings that do not fit it.
+    `augmentation.remix` of the ensemble passes by members that train nothing.
+
+    Raises SettingsError for a member that does not exist, settings that do not fit it, or `augmentation.remix` where
+    no member trains.
 
     >>> ensemble = load_preset("ensemble", ["ensemble.members=['loudness']", "calibration.folds=3"])
     >>> member_systems(ensemble)["loudness"].calibration.folds
@@ -24,7 +27,20 @@ def member_systems(config: SystemConfig) -> dict[str, SystemConfig]:
     """
     shared = config.model_dump(mode="json", exclude_unset=True, exclude=_OWN)
     named = zip(config.ensemble.names, config.ensemble.members, strict=True)
-    return {name: load_preset(entry.system, entry.settings, shared) for name, entry in named}
+    if not config.augmentation.remix.enabled:
+        return {name: load_preset(entry.system, entry.settings, shared) for name, entry in named}
+    plain = config.augmentation.model_dump(mode="json", exclude_unset=True, exclude={"remix": {"enabled"}})
+    systems = {}
+    for name, entry in named:
+        untrained = load_preset(entry.system, entry.settings, shared | {"augmentation": plain})
+        trains = untrained.kind != "training-free"
+        systems[name] = load_preset(entry.system, entry.settings, shared) if trains else untrained
+    if not any(system.augmentation.remix.enabled for system in systems.values()):
+        raise SettingsError(
+            "augmentation.remix makes training clips, and no member of this ensemble learns from any: leave it out, or "
+            f"add one that trains (members: {', '.join(systems)})"
+        )
+    return systems
 
 
 def given_settings(config: SystemConfig, base: SystemConfig) -> tuple[str, ...]:

@@ -20,10 +20,11 @@ __all__ = [
 ]
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decibels = Annotated[float, Field(ge=-200, le=200)]  # more than any sound; 10 ** (dB / 20) stays far from overflow
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainingConfig(_Settings):
@@ -77,8 +78,8 @@ class GainConfig(_Settings):
     """Level of a clip, drawn evenly in dB."""
 
     enabled: bool = Field(default=False, description="switch")
-    min_db: float = Field(default=-6.0, description="lowest gain, dB")
-    max_db: float = Field(default=6.0, description="highest gain, dB")
+    min_db: Decibels = Field(default=-6.0, description="lowest gain, dB")
+    max_db: Decibels = Field(default=6.0, description="highest gain, dB")
     probability: Share = Field(default=0.5, description="share of clips that it meets")
 
     @model_validator(mode="after")
@@ -92,8 +93,8 @@ class NoiseConfig(_Settings):
     """Noise at a signal-to-noise ratio, drawn evenly in dB; the clip stays as loud as it was."""
 
     enabled: bool = Field(default=False, description="switch")
-    min_snr_db: float = Field(default=5.0, description="loudest noise: signal over noise, dB")
-    max_snr_db: float = Field(default=30.0, description="softest noise: signal over noise, dB")
+    min_snr_db: Decibels = Field(default=5.0, description="loudest noise: signal over noise, dB")
+    max_snr_db: Decibels = Field(default=30.0, description="softest noise: signal over noise, dB")
     kinds: tuple[Literal["white", "pink", "brown", "pool"], ...] = Field(
         default=("pool", "white", "pink", "brown"),
         min_length=1,
@@ -161,8 +162,8 @@ class RemixConfig(_Settings):
     """
 
     enabled: bool = Field(default=False, description="switch")
-    min_snr_db: float = Field(default=-5.0, description="loudest background: foreground over background, dB")
-    max_snr_db: float = Field(default=15.0, description="softest background: foreground over background, dB")
+    min_snr_db: Decibels = Field(default=-5.0, description="loudest background: foreground over background, dB")
+    max_snr_db: Decibels = Field(default=15.0, description="softest background: foreground over background, dB")
     probability: Share = Field(default=0.5, description="share of clips that it meets")
     mixup: Share = Field(
         default=0.0,

@@ -35,7 +35,7 @@ class SynthConfig(BaseModel):
     pydantic_core._pydantic_core.ValidationError: ... 'fann' is not one of fan, gearbox, bearing, valve, ...
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     machines: tuple[str, ...] = Field(MACHINES, min_length=1, description="machines to simulate")
     seconds: float | Range = Field(10.0, description="length of a clip, or (shortest, longest)")
@@ -66,6 +66,8 @@ class SynthConfig(BaseModel):
             low, high = getattr(self, name)
             if not low <= high:
                 raise ValueError(f"{name}: {low} is above {high}")
+        if min(self.snr_db[0], self.level_dbfs[0]) < -200.0 or self.snr_db[1] > 200.0:
+            raise ValueError("snr_db lies in -200 … 200 dB, level_dbfs above -200 dBFS")
         shortest, longest = self.length_range
         if not 2.0 <= shortest <= longest <= 600.0:
             raise ValueError("seconds: clips last 2 to 600 s, the shortest first")
