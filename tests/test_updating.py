@@ -11,18 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import offkey
+from offkey.audio.mel import LogMel
 from offkey.data.loader import Failure
 from offkey.detector import Detector
 from offkey.ensemble import Ensemble
+from offkey.explaining import ProfileBuilder
 from offkey.explaining.joining import join_profiles
+from offkey.explaining.patches import BANK
 from offkey.files import sha256
 from offkey.fitting import fit
 from offkey.progress import Quiet
 from offkey.references import joined_recordings
-from offkey.types import ClipMeta, Domain
+from offkey.types import Batch, ClipMeta, Domain
 from offkey.updating import UpdateError, _fresh, replace_folder, update
+from offkey.views import Views
 
 
 @pytest.fixture
@@ -79,6 +84,40 @@ def test_a_network_stays_as_it_is(fitted: Callable[[str], Any], later: Path, sys
     assert again.explain(clip).text
     with pytest.raises(UpdateError, match="known already"):
         again.update([clip], workers=0)
+
+
+def test_the_errors_of_bands_are_those_of_all_clips(fitted: Callable[[str], Any], small_set: Path, later: Path) -> None:
+    detector, _ = fitted("baseline")
+    clips = [*sorted(small_set.glob("fan/train/*.wav")), *sorted(later.iterdir())]
+    builder = ProfileBuilder(LogMel(detector.config.audio.rate, detector.config.mel))
+    for place, clip in enumerate(clips):
+        samples = torch.from_numpy(np.array(detector.reader().read(clip)))[None]
+        batch = Batch(samples, torch.tensor([samples.shape[1]]), None, torch.tensor([place]))
+        seen = Views(detector.config, detector.networks)(batch, ["fan"], reasons=True)
+        builder.add(["fan"], batch, seen.errors, seen.error_maps)
+    old, whole = detector.machines["fan"].profile.band_error, builder.profiles()["fan"].band_error
+    grown = detector.update(sorted(later.iterdir()), workers=0).machines["fan"].profile.band_error
+    assert np.abs(whole - old).max() > 0.01
+    np.testing.assert_allclose(grown, whole, atol=1e-3)
+
+
+def test_what_was_accepted_as_normal_is_not_bright_in_the_map_of_patches(
+    fitted: Callable[[str], Any], small_set: Path, tmp_path: Path
+) -> None:
+    """A bank of patches that knows a clip finds nothing in it that is far from normal."""
+    detector, _ = fitted("retrieval")
+    samples, rate = soundfile.read(min(small_set.glob("fan/test/*_normal_*.wav")))
+    time = np.arange(len(samples)) / rate
+    clip = tmp_path / "rang.wav"
+    soundfile.write(clip, samples + 0.3 * np.sin(2 * np.pi * 3000 * time) * ((time > 0.8) & (time < 1.4)), rate)
+    before = detector.explain(clip, machine="fan")
+    grown = detector.update([clip], machine="fan", workers=0, reason="false-alarm")
+    after = grown.explain(clip, machine="fan")
+    assert before.map_kind == after.map_kind == "patches"
+    assert after.map.max() <= 0 < before.map.max()
+    old, new = (one.machines["fan"].profile.patches for one in (detector, grown))
+    assert old.vectors.shape[1] < new.vectors.shape[1] <= BANK
+    assert new.clips.max() == old.clips.max() + 1
 
 
 def test_clips_that_the_network_did_not_learn_from_stay_behind_the_threshold(fitted: Callable[[str], Any]) -> None:
@@ -162,7 +201,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
 
 
 def test_profiles_are_joined() -> None:
-    from offkey.explaining import Profile, Spectra
+    from offkey.explaining import Profile, Reach, Spectra
 
     rng = np.random.default_rng(0)
     spectra = Spectra(
@@ -175,6 +214,17 @@ def test_profiles_are_joined() -> None:
     assert joined.frame_error is None
     np.testing.assert_allclose(joined.mean, 0.25)
     np.testing.assert_allclose(joined.spread, np.sqrt(1 + 0.25 * 0.75), rtol=1e-6)
+    assert joined.reach is None
+    old, new = (
+        replace(
+            one, band_error=np.array([[level, 1.0]] * 4, "f4"), reach=Reach(*rng.normal(size=(2, 2, 4, 3)).astype("f2"))
+        )
+        for one, level in ((old, 0.0), (new, 2.0))
+    )
+    joined = join_profiles(old, new, 0.25)
+    np.testing.assert_allclose(joined.band_error, [[0.5, np.sqrt(1 + 4 * 0.25 * 0.75)]] * 4, rtol=1e-6)
+    np.testing.assert_array_equal(joined.reach.highest, np.concatenate([old.reach.highest, new.reach.highest]))
+    assert join_profiles(old, replace(new, band_error=None, reach=None), 0.25).band_error is old.band_error
     same = join_profiles(new, new, 0.5)
     np.testing.assert_allclose(same.spectra.fluctuation, spectra.fluctuation, atol=0.06)
     np.testing.assert_allclose(same.frame_error, new.frame_error, rtol=1e-6)

@@ -30,6 +30,7 @@ from offkey.explaining import (
     explain_waveform,
     nearest_rows,
     ordinary,
+    rows_of,
 )
 from offkey.scoring import Calibration, FalseAlarms, NormalQuantile, Query, Scorer, blend
 from offkey.separation.front_end import FrontEnd
@@ -239,7 +240,8 @@ class Detector:
     ) -> Explanation:
         """Where and when a clip departs from what normal clips of its machine sound like; arguments as for `score`.
 
-        Of several scorers the one is explained that finds the clip strangest.
+        Of several scorers the one is explained that finds the clip strangest. A clip that is one of the normal clips is
+        compared with the others.
         """
         waveform, key = self._waveform(clip, machine, rate)
         mel = LogMel(self.config.audio.rate, self.config.mel)
@@ -258,7 +260,9 @@ class Detector:
             near = nearest_rows(scorer, reference, reference, EXPLAINED_BY, leave_out=True)
             frame = mel.config.hop / mel.rate
             self._ordinary[key, number] = ordinary(known.profile, near, levelled, frame)
-        evidence = replace(self._evidence(known, number, seen), asked=self._asked(key, seen))
+        level = mel(batch.waveform)[0].double().numpy()
+        itself = rows_of(known.profile.spectra, level, len(waveform) / mel.rate)
+        evidence = replace(self._evidence(known, number, seen, itself), asked=self._asked(key, seen), itself=itself)
         return explain_waveform(waveform, mel, known.profile, levelled, evidence, self._ordinary[key, number])
 
     def explainer(
@@ -271,11 +275,14 @@ class Detector:
         """Who explains this clip: the detector itself (an ensemble leaves it to one of its members)."""
         return self
 
-    def _evidence(self, known: MachineDetector, number: int, seen: Seen) -> Evidence:
-        """What scorer `number` says of one clip: the normal clips nearest to it, errors a frame, shares of bands."""
+    def _evidence(self, known: MachineDetector, number: int, seen: Seen, itself: NDArray[np.int64]) -> Evidence:
+        """What scorer `number` says of one clip: the normal clips nearest to it, errors a frame, shares of bands.
+
+        `itself`: rows of the normal clips that are this clip; it is not its own neighbour.
+        """
         view, scorer = self.config.scoring.scorers[number].view, known.scorers[number]
         embedding = seen.embeddings[view]
-        nearest = nearest_rows(scorer, embedding, known.embeddings[view], EXPLAINED_BY)[0]
+        nearest = nearest_rows(scorer, embedding, known.embeddings[view], EXPLAINED_BY, without=itself)[0]
         if seen.errors is not None and view != "logmel":
             return Evidence("reconstruction", known.clips, nearest)
         if view == "logmel":

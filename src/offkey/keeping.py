@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from offkey.data.labels import LabelSpace
 from offkey.detector import Detector, DetectorError, MachineDetector
 from offkey.ensemble import MEMBERS, Ensemble
-from offkey.explaining import PatchBank, Profile, Spectra
+from offkey.explaining import PatchBank, Profile, Reach, Spectra
 from offkey.files import write_whole
 from offkey.manifest import MANIFEST, Kind, ManifestError, read_manifest, write_manifest
 from offkey.scoring import Calibration, NormalQuantile, scorer_from_state
@@ -71,7 +71,7 @@ def save_detector(detector: Detector, folder: Path) -> Path:
         if known.cross_fitted is not None and known.fresh is not None:
             arrays |= {f"{name}|normal|cross_fitted": known.cross_fitted, f"{name}|normal|fresh": known.fresh}
         arrays |= {f"{name}|profile|mean": known.profile.mean, f"{name}|profile|spread": known.profile.spread}
-        kept = {"spectra": known.profile.spectra, "patches": known.profile.patches}
+        kept = {"spectra": known.profile.spectra, "patches": known.profile.patches, "reach": known.profile.reach}
         for what, part in kept.items():
             arrays |= {f"{name}|{what}|{key}": value for key, value in (vars(part) if part else {}).items()}
         usual = {"frame_error": known.profile.frame_error, "band_error": known.profile.band_error}
@@ -205,6 +205,7 @@ def _machine(
             frame_error=part("frame_error").get("usual"),
             band_error=part("band_error").get("usual"),
             patches=PatchBank(**part("patches")) if part("patches") else None,
+            reach=Reach(**part("reach")) if part("reach") else None,
         ),
         cross_fitted=normal.get("cross_fitted"),
         fresh=normal.get("fresh"),

@@ -60,7 +60,7 @@ def assemble(
     lengths: dict[int, float] = {}
     groups = machine_groups(clips)
     group_of = {place: name for name, members in groups.items() for place in members}
-    builder = ProfileBuilder(LogMel(config.audio.rate, config.mel))
+    builder = ProfileBuilder(LogMel(config.audio.rate, config.mel), [str(clip.path) for clip in clips])
     # patches of an encoder are large, and a few clips of each machine tell what is normal of them
     asked = {place for members in groups.values() for place in members[:: -(-len(members) // _PATCHES_OF)]}
     rebuilds = config.kind == "reconstructive"

@@ -213,18 +213,18 @@ def _look(
     """Views of every clip that can be read, by its place; what is normal in each band; mel frames a machine."""
     views = Views(detector.config, detector.networks)
     mel = LogMel(detector.config.audio.rate, detector.config.mel)
-    builder, frames = ProfileBuilder(mel), dict.fromkeys(keys, 0)
+    builder, frames = ProfileBuilder(mel, [str(meta.path) for meta in metas]), dict.fromkeys(keys, 0)
     rows: dict[int, dict[str, NDArray[np.float32]]] = {}
     order = [list(range(at, min(at + _BATCH, len(metas)))) for at in range(0, len(metas), _BATCH)]
     progress.start("embedding normal clips", len(metas))
     for batch in load_batches(metas, order, detector.reader(), None, workers=workers, failures=failures):
         places = batch.place.tolist()
         mine = [keys[place] for place in places]
-        seen = views(batch, mine)
+        seen = views(batch, mine, reasons=True)
         for row, place in enumerate(places):
             rows[place] = {view: array[row] for view, array in seen.embeddings.items()}
             frames[keys[place]] += int(mel.frames(batch.lengths)[row])
-        builder.add(mine, batch, seen.errors)
+        builder.add(mine, batch, seen.errors, seen.error_maps, seen.patches)
         progress.step(len(rows))
     return rows, builder, frames
 

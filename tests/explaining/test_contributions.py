@@ -61,3 +61,7 @@ def test_the_nearest_are_those_of_the_scorer_and_never_oneself() -> None:
     likeness = unit @ unit.T - 9 * np.eye(40)
     assert near[:, 0].tolist() == likeness.argmax(axis=1).tolist()
     assert nearest_rows(scorer, POINTS[:1], POINTS[:2], 5).shape == (1, 2)
+    rest = nearest_rows(scorer, POINTS[:1], POINTS, 40, without=np.array([0, near[0, 0]]))
+    assert rest.shape == (1, 38)
+    assert rest[0, 0] == near[0, 1]
+    assert not {0, near[0, 0]} & set(rest[0].tolist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,18 @@ import torch
 
 import offkey
 from offkey.audio.mel import LogMel
-from offkey.explaining import Asked, Evidence, Profile, ProfileBuilder, draw, explain_waveform
+from offkey.explaining import (
+    Asked,
+    Evidence,
+    Ordinary,
+    Profile,
+    ProfileBuilder,
+    ProfileError,
+    draw,
+    explain_waveform,
+    ordinary,
+    rows_of,
+)
 from offkey.types import Batch
 
 RATE = 16000
@@ -89,6 +101,109 @@ def test_a_gap_is_below_normal(profile: Profile, mel: LogMel) -> None:
     assert abs(found.start - 1.0) < 0.15
 
 
+def clicking(seed: int, louder: float = 0.0) -> np.ndarray:
+    """Faint hiss and four clicks of 3 to 5 kHz, 0.12 s, some 25 dB above it; one of them `louder` by so many dB."""
+    rng = np.random.default_rng(seed)
+    clip = (0.1 * hiss(seed)).astype(np.float64)
+    spectrum = np.fft.rfft(rng.standard_normal(1920))
+    hertz = np.fft.rfftfreq(1920, 1 / RATE)
+    spectrum[(hertz < 3000) | (hertz > 5000)] = 0
+    click = np.fft.irfft(spectrum, 1920)
+    for number, beat in enumerate((0.3, 1.0, 1.7, 2.4)):
+        start = round((beat + rng.uniform(-0.1, 0.1)) * RATE)
+        size = 0.1 * 10 ** ((rng.uniform(-0.5, 0.5) + louder * (number == 2)) / 20)
+        clip[start : start + 1920] += size * click / click.std()
+    return clip.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def clicks(mel: LogMel) -> Profile:
+    builder = ProfileBuilder(mel)
+    builder.add(["relay"] * 40, batch_of([clicking(seed) for seed in range(40)]))
+    return builder.profiles()["relay"]
+
+
+@pytest.fixture(scope="module")
+def tick(clicks: Profile) -> Ordinary:
+    return ordinary(clicks, None, False, 0.032)
+
+
+CLICKS = Evidence("nearest", tuple(f"{number}.wav" for number in range(40)), np.arange(40))
+
+
+@pytest.mark.parametrize("louder", [6.0, 9.0, 12.0])
+def test_above_normal_is_above_what_normal_clips_do(
+    clicks: Profile, tick: Ordinary, mel: LogMel, louder: float
+) -> None:
+    """Normal clicks stand 25 dB above the rest of their clips; that is not what is told of a louder one."""
+    drawn = np.zeros(94)
+    drawn[52:60] = 1.0
+    asked = replace(CLICKS, asked=Asked(frame_error=drawn))
+    found = explain_waveform(clicking(105, louder), mel, clicks, False, asked, tick)
+    assert 1.5 < found.start < found.end < 2.1
+    assert found.low < 4000 < found.high
+    assert louder - 3 < found.difference < louder + 1
+    assert f"{found.difference:.0f} dB above normal, seen in 0 of 40 normal clips" in found.text
+
+
+def test_an_ordinary_click_is_hardly_above_normal(clicks: Profile, tick: Ordinary, mel: LogMel) -> None:
+    told = [explain_waveform(clicking(seed), mel, clicks, False, CLICKS, tick) for seed in range(200, 206)]
+    assert {"chance" in found.text for found in told} == {True}
+    for found in told:
+        assert abs(found.difference) < 2.5
+        side = "below" if " below" in found.text else "above"
+        assert (f"hardly {side} normal" in found.text) == (round(abs(found.difference)) == 0)
+        assert found.like <= 3 or abs(found.difference) < 0.5  # what 19 of 20 do not reach is seen in few
+
+
+def test_a_profile_of_an_older_version_is_compared_with_the_rest_of_the_clip(
+    clicks: Profile, tick: Ordinary, mel: LogMel
+) -> None:
+    drawn = np.zeros(94)
+    drawn[52:60] = 1.0
+    asked = replace(CLICKS, asked=Asked(frame_error=drawn))
+    found = explain_waveform(clicking(105, 9.0), mel, replace(clicks, reach=None), False, asked, tick)
+    assert re.search(r"kHz: \d+ dB \(up to \d+\) above the rest of the clip, seen in \d+ of 40", found.text)
+    assert "above normal" not in found.text
+
+
+def test_rounding_does_not_keep_a_clip_from_its_own_value(clicks: Profile, tick: Ordinary, mel: LogMel) -> None:
+    for seed in (2, 3, 22, 26):
+        assert explain_waveform(clicking(seed), mel, clicks, False, CLICKS, tick).like >= 1
+
+
+def test_a_clip_that_is_one_of_the_normal_clips_is_compared_with_the_others(
+    clicks: Profile, tick: Ordinary, mel: LogMel
+) -> None:
+    for seed in range(0, 40, 13):
+        level = mel(torch.from_numpy(clicking(seed))[None])[0].double().numpy()
+        assert rows_of(clicks.spectra, level, 3.0).tolist() == [seed]
+        assert len(rows_of(clicks.spectra, level, 2.9)) == 0
+    others = np.delete(np.arange(40), seed)
+    evidence = replace(CLICKS, nearest=others, itself=np.array([seed]))
+    found = explain_waveform(clicking(seed), mel, clicks, False, evidence, tick)
+    assert found.normal_clips == 39
+    assert "of 39 other normal clips" in found.text
+    assert found.text.endswith("; this clip is itself one of the normal clips")
+    louder = mel(torch.from_numpy(clicking(seed, 3.0))[None])[0].double().numpy()
+    assert len(rows_of(clicks.spectra, louder, 3.0)) == 0
+    alone = replace(clicks.spectra, levels=clicks.spectra.levels[:1], seconds=clicks.spectra.seconds[:1])
+    level = mel(torch.from_numpy(clicking(0))[None])[0].double().numpy()
+    assert len(rows_of(alone, level, 3.0)) == 0  # there is nothing else
+
+
+@pytest.mark.parametrize("sample", [float("nan"), float("inf"), 1e30])
+def test_a_clip_without_a_spectrum_is_named(mel: LogMel, sample: float) -> None:
+    broken = hiss(1)
+    broken[100] = sample
+    builder = ProfileBuilder(mel, ["fan/a.wav", "fan/b.wav"])
+    with pytest.raises(ProfileError, match=r"fan/b\.wav: its spectrum holds NaN or infinity"):
+        builder.add(["fan"] * 2, batch_of([hiss(0), broken]))
+    assert builder.profiles() == {}
+    with pytest.raises(ProfileError, match="clip 0 of fan"):
+        ProfileBuilder(mel).add(["fan"], batch_of([broken]))
+
+
 def evidence(**asked: Any) -> Evidence:
     return Evidence("nearest", NAMES, np.arange(0, 16, 2), asked=Asked(**asked))
 
@@ -159,6 +274,11 @@ def test_padding_and_batches_do_not_change_what_is_kept(mel: LogMel) -> None:
     assert a.frame_error is not None
     np.testing.assert_allclose(a.frame_error, b.frame_error, rtol=1e-5)
     assert a.spectra.levels[0].nbytes == 4096
+    assert a.reach is not None
+    assert b.reach is not None
+    assert a.reach.highest[0].nbytes + a.reach.lowest[0].nbytes == 1536
+    np.testing.assert_allclose(a.reach.highest, b.reach.highest, atol=0.1)
+    np.testing.assert_allclose(a.reach.lowest, b.reach.lowest, atol=0.1)
 
 
 def test_the_picture_is_drawn_with_and_without_the_normal_clip(profile: Profile, mel: LogMel, tmp_path: Path) -> None:
@@ -195,6 +315,43 @@ def test_a_detector_explains_by_its_own_kind(
     assert again.text == found.text
     np.testing.assert_array_equal(again.decibels, found.decibels)
     np.testing.assert_allclose(again.map, found.map, atol=1e-5)
+
+
+def test_no_normal_clip_is_its_own_neighbour(fitted: Callable[[str], Any], small_set: Path, tmp_path: Path) -> None:
+    detector, _ = fitted("logmel-mahalanobis")
+    for clip in sorted(small_set.glob("fan/train/*.wav"))[:3]:
+        found = detector.explain(clip)
+        assert found.nearest != clip.name
+        assert found.normal_clips == len(detector.machines["fan"].clips) - 1
+        assert "this clip is itself one of the normal clips" in found.text
+        assert found.shares is not None
+        assert np.abs(found.shares).max() > 0
+    later = tmp_path / "fan" / "rang.wav"
+    later.parent.mkdir()
+    shutil.copy(min(small_set.glob("fan/test/*anomaly*.wav")), later)
+    assert "itself" not in detector.explain(later).text
+    grown = detector.update([later], workers=0, reason="false-alarm")
+    found = grown.explain(later)
+    assert (found.nearest != "rang.wav", found.normal_clips) == (True, 22)
+    assert "this clip is itself one of the normal clips" in found.text
+
+
+def test_a_detector_of_an_older_version_explains(fitted: Callable[[str], Any], small_set: Path, tmp_path: Path) -> None:
+    detector, _ = fitted("logmel-knn")
+    machines = {
+        name: replace(known, profile=replace(known.profile, reach=None)) for name, known in detector.machines.items()
+    }
+    older = offkey.load(replace(detector, machines=machines).save(tmp_path / "older"))
+    clip = min(small_set.glob("fan/test/*_normal_*.wav"))
+    grown = older.update([clip], workers=0)
+    for one in (older, grown):
+        assert one.machines["fan"].profile.reach is None
+        assert one.explain(clip).text
+    for name, known in offkey.load(fitted("logmel-knn").folder).machines.items():
+        kept, made = known.profile.reach, detector.machines[name].profile.reach
+        assert kept is not None
+        np.testing.assert_array_equal(kept.highest, made.highest)
+        np.testing.assert_array_equal(kept.lowest, made.lowest)
 
 
 def test_a_model_that_rebuilds_is_asked_for_its_error(fitted: Callable[[str], Any]) -> None:

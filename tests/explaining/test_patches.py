@@ -12,7 +12,7 @@ from torch import nn
 
 import offkey
 from offkey.audio.mel import LogMel, mel_centres
-from offkey.explaining.patches import BANK, PatchBankBuilder, laid_on_mel, patch_distances
+from offkey.explaining.patches import BANK, PatchBankBuilder, join_banks, laid_on_mel, patch_distances
 from offkey.models.retrieval import Retrieval
 from offkey.types import Batch, Representation
 
@@ -70,6 +70,39 @@ def test_a_strange_patch_stands_out_and_padding_does_not() -> None:
         {place: np.concatenate([grid(place), np.zeros((5, BANDS, WIDTH), np.float32)]) for place in (0, 1)}
     )
     assert np.linalg.norm(padded.vectors.astype(float), axis=2).min() > 0.9
+
+
+def test_a_sound_that_came_later_is_dark_in_a_bank_that_stays_bounded() -> None:
+    """One clip among thousands of patches, over and over: none of the sounds that were accepted is forgotten."""
+    bank = bank_of({place: grid(place, 40) for place in range(30)})
+    before = patch_distances(grid(99), bank)
+    rng = np.random.default_rng(1)
+    accepted = []
+    for number in range(6):
+        sound = rng.standard_normal((BANDS, WIDTH))
+        first, second = (
+            (sound + 0.2 * np.random.default_rng(seed).standard_normal((10, BANDS, WIDTH))).astype(np.float32)
+            for seed in (1000 + number, 2000 + number)
+        )
+        accepted.append((first, second, np.median(patch_distances(second, bank))))
+        bank = join_banks(bank, bank_of({0: first}), 0.01)
+        assert bank.vectors.shape == (BANDS, BANK, WIDTH)
+        assert bank.clips.shape == (BANDS, BANK)
+        assert np.isfinite(bank.usual).all()
+    for first, second, bright in accepted:
+        assert np.median(patch_distances(first, bank)) < 0
+        assert np.median(patch_distances(second, bank)) < bright / 20
+    after = patch_distances(grid(99), bank)
+    assert abs(np.median(after) - np.median(before)) < 0.5
+
+
+def test_small_banks_are_joined_whole_and_clips_stay_apart() -> None:
+    a, b = bank_of({0: grid(0), 1: grid(1)}), bank_of({0: grid(2), 1: grid(3)})
+    joined = join_banks(a, b, 0.5)
+    np.testing.assert_array_equal(joined.vectors, np.concatenate([a.vectors, b.vectors], axis=1))
+    assert [np.bincount(row).tolist() for row in joined.clips] == [[20, 20, 20, 20]] * BANDS
+    whole = bank_of({place: grid(place) for place in range(4)})
+    np.testing.assert_allclose(joined.usual[:, 0], whole.usual[:, 0], rtol=0.25)
 
 
 def test_nothing_to_keep_and_a_single_clip() -> None:

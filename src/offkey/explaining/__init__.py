@@ -12,7 +12,7 @@ from offkey.explaining.contributions import contributions, nearest_rows
 from offkey.explaining.explanation import Evidence, Explanation, explain_waveform
 from offkey.explaining.patches import PatchBank
 from offkey.explaining.picture import draw
-from offkey.explaining.profile import Profile, ProfileBuilder, Spectra
+from offkey.explaining.profile import Profile, ProfileBuilder, ProfileError, Reach, Spectra, rows_of
 from offkey.explaining.scan import Ordinary, ordinary
 
 __all__ = [
@@ -25,10 +25,13 @@ __all__ = [
     "PatchGrid",
     "Profile",
     "ProfileBuilder",
+    "ProfileError",
+    "Reach",
     "Spectra",
     "contributions",
     "draw",
     "explain_waveform",
     "nearest_rows",
     "ordinary",
+    "rows_of",
 ]

@@ -22,11 +22,16 @@ def metric_of(scorer: Scorer, width: int) -> Metric:
 
 
 def nearest_rows(
-    scorer: Scorer, query: NDArray[Any], reference: NDArray[Any], count: int, leave_out: bool = False
+    scorer: Scorer,
+    query: NDArray[Any],
+    reference: NDArray[Any],
+    count: int,
+    leave_out: bool = False,
+    without: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """(M, k) rows of the `count` reference clips (N, D) nearest to each query clip (M, D), nearest first; k ≤ count.
 
-    `leave_out`: the query IS the reference, and no clip is near to itself.
+    `leave_out`: the query IS the reference, and no clip is near to itself. `without`: rows that are not looked at.
     """
     metric = metric_of(scorer, reference.shape[1])
     places = prepare(reference, metric)
@@ -34,6 +39,9 @@ def nearest_rows(
     if leave_out:
         np.fill_diagonal(between, np.inf)
     most = len(reference) - 1 if leave_out else len(reference)
+    if without is not None:
+        between[:, without] = np.inf
+        most -= len(without)
     return np.argsort(between, axis=1, kind="stable")[:, : min(count, most)].astype(np.int64)
 
 

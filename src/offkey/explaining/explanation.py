@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from offkey.audio.mel import LogMel, mel_centres
 from offkey.explaining.anomaly_map import AnomalyMap, Asked, MapKind, anomaly_map, weight
-from offkey.explaining.profile import Profile, Spectra, local, stretches
+from offkey.explaining.profile import REACHES, Profile, Reach, Spectra, lasting, stretches
 from offkey.explaining.scan import (
     Ordinary,
     Region,
@@ -39,6 +39,9 @@ _ALWAYS = 0.8  # of a clip's length is all the time
 _CANDIDATES = 3  # regions of which the one is told that the system's map agrees with
 _OWN_WEIGHT = 0.3  # of a place that departs from normal and on which the map has nothing
 _OWN_SAY = 0.5  # of a region on which the map has nothing; all of it would add 1
+_REACHED = 0.95  # of normal clips go no further: what is beyond counts as above (or below) normal
+_FILLED = 1.25  # as long as a duration may be beside the region that is said to fill it
+_ROUNDING = 0.05  # dB or normal scores that what is kept in float16 may differ by
 _ORDINARY = slice(2, 11)  # knots of -2 to 2: what lies between is left as it is where a clip is made normal
 
 
@@ -48,7 +51,8 @@ class Evidence:
 
     `clips` (N,) names of the reference clips, `nearest` (k,) rows of those that it finds nearest, nearest first;
     `shares` (M,) what each mel band adds to the score, None where it is not made of bands; `asked` is what the system
-    can tell of this clip for its map.
+    can tell of this clip for its map. `itself` are rows of the reference clips that are this very clip: they do not
+    count among the normal clips that it is compared with.
     """
 
     kind: Kind
@@ -56,22 +60,26 @@ class Evidence:
     nearest: NDArray[np.int64]
     shares: NDArray[np.float64] | None = None
     asked: Asked = field(default_factory=Asked)
+    itself: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """`deviation` (M, F) in units of each band's spread, `decibels` (M, F) above normal; the strangest region.
+    """`deviation` (M, F) in units of each band's spread, `decibels` (M, F) above the normal mean; the strangest region.
 
-    `start`, `end` in seconds, `low`, `high` in hertz; `difference` is the region's mean in dB above normal (negative:
-    something is missing; of what passes, what stands above the clip's own median); `text` says it in words. `kind` as
-    above.
+    `start`, `end` in seconds, `low`, `high` in hertz; `text` says it in words; `kind` as above. `difference` is in dB
+    above normal, negative where something is missing. Of what lasts: the region's mean above that of the nearest
+    normal clips. Of what passes: how far its bands rise above their own median, beyond what 19 of 20 normal clips reach
+    somewhere for as long: 0.1, 0.3 or 1 s, or the region's own length, whichever tells most; 0 where they reach as
+    much. Detectors of older versions do not know that: then it is the region's mean above the rest of the clip, and
+    `text` says so.
 
     `map` (M, F) is the system's own, higher where it objects more; `map_kind` says how it was found and `map_name` what
     its numbers are; where a system can tell none it is the departure from normal, of kind "departure". `agreement`
     (M, F) is how far a place departs from normal where the map objects: the best guess at where the fault is.
 
     `nearest` names the normal clip that the system finds nearest. `like` of `normal_clips` normal clips stray as far in
-    that band somewhere, for as long.
+    that band somewhere, for as long; a clip that is one of them counts in neither.
     `strangeness` is how far the region's mean strays, in standard deviations of such means in normal clips, less a
     charge for looking everywhere: near or below 0 nothing sticks out.
 
@@ -127,7 +135,8 @@ def explain_waveform(
     expected, typical = near.mean(axis=(0, 2)), np.median(near, axis=2).mean(axis=0)
     decibels = level - expected[:, None]
     gain = float(np.median(decibels))
-    own = local(level, frame)
+    reached = lasting(level, frame)
+    own = reached[0]
     usual = usual if usual is not None else ordinary(profile, None, levelled, frame)
     typically = np.median(stretches(level), axis=1) - typical
     if levelled:
@@ -144,12 +153,25 @@ def explain_waveform(
     lift = gain if levelled or passing else 0.0
     decibels -= lift
     inside = np.s_[region.low : region.high + 1, region.start : region.end + 1]
-    difference = float((own if passing else decibels)[inside].mean())
+    rising = float((standing if passing else decibels)[inside].mean()) >= 0
+    others = np.setdiff1d(np.arange(len(spectra)), evidence.itself)
+    if not passing:
+        difference, most = float(decibels[inside].mean()), None
+        like = _as_loud(spectra, others, level - lift, region)
+    elif profile.reach is None:
+        difference = float(own[inside].mean())
+        most = float(own[inside].max() if difference >= 0 else own[inside].min())
+        like = int((_beyond_stretches(spectra, others, level, region, usual, rising)[1] <= _ROUNDING).sum())
+    else:
+        coarse = _beyond_stretches(spectra, others, level, region, usual, rising)
+        beyond = np.concatenate([_beyond_reach(profile.reach, others, reached, region, frame, rising), coarse])
+        furthest = float(np.quantile(beyond[:-1], 1 - _REACHED, axis=1).max())  # the last are no decibels
+        difference, most = max(furthest, 0.0) if rising else min(-furthest, 0.0), None
+        like = int((beyond <= _ROUNDING).all(axis=0).sum())
     seconds = len(waveform) / mel.rate
     # frame f is centred on sample f · hop
     start, end = max((region.start - 0.5) * frame, 0.0), min((region.end + 0.5) * frame, seconds)
     low, high = _hertz_of(region, mel)
-    like = _like(spectra, level - lift, region, usual, passing)
     # single frames of noise fluctuate by several dB: show what lasts
     width = max(1, round(_SMOOTH_SECONDS / frame))
     deviation = ndimage.uniform_filter(decibels / profile.spread[:, None], size=(3, width), mode="nearest")
@@ -160,13 +182,14 @@ def explain_waveform(
         places = (np.arange(level.shape[1]) + 0.5) * len(error) / level.shape[1]
         curve, curve_name = np.interp(places, np.arange(len(error)) + 0.5, error), "reconstruction error"
     shares = evidence.shares
-    most = difference
-    if passing:
-        most = float(own[inside].max() if difference >= 0 else own[inside].min())
-    text = _sentence(start, end, seconds, low, high, difference, most)
-    text += f", seen in {like} of {len(spectra)} normal clip{'s' * (len(spectra) > 1)}" + _share(shares, region)
+    known = len(others) < len(spectra)
+    text = _sentence(start, end, seconds, low, high, difference, most, rising)
+    text += f", seen in {like} of {len(others)}{' other' * known} normal clip{'s' * (len(others) > 1)}"
+    text += _share(shares, region)
     if region.strangeness < _CLEAR:
         text += "; hardly more than chance"
+    if known:
+        text += "; this clip is itself one of the normal clips"
     return Explanation(
         deviation=deviation.astype(np.float32),
         decibels=decibels.astype(np.float32),
@@ -179,7 +202,7 @@ def explain_waveform(
         kind=evidence.kind,
         nearest=evidence.clips[int(evidence.nearest[0])],
         like=like,
-        normal_clips=len(spectra),
+        normal_clips=len(others),
         strangeness=region.strangeness,
         level=(level - lift).astype(np.float32),
         normal=spectra.levels[evidence.nearest[0]].astype(np.float32),
@@ -240,38 +263,85 @@ def _hertz_of(region: Region, mel: LogMel) -> tuple[float, float]:
     return low, high
 
 
-def _like(spectra: Spectra, level: NDArray[np.float64], region: Region, usual: Ordinary, passing: bool) -> int:
-    """How many normal clips do in the region's band what this one does, somewhere and for as long.
+def _beyond_reach(
+    reach: Reach, others: NDArray[np.int64], reached: NDArray[np.float64], region: Region, frame: float, rising: bool
+) -> NDArray[np.float64]:
+    """(S, N) dB by which a region goes beyond the most of each normal clip of the rows `others` (N,) in its bands.
 
-    For what passes: rise above (or sink below) their own median as far, in mean normal scores; both sides are averaged
-    over stretches as long as those that are kept of normal clips. For what lasts: be as loud (or quiet) throughout.
+    `reached` (3, M, F) is what `lasting` says of the clip; of its durations those count that the region fills.
+    Where bands rise, those count most that rise most, as in a mean of powers: a frame may be wider than its event.
+    """
+    seconds = (region.end + 1 - region.start) * frame
+    fits = [place for place, least in enumerate(REACHES) if place == 0 or least <= _FILLED * seconds]
+    inside = reached[fits, region.low : region.high + 1, region.start : region.end + 1]
+    mine = (inside.max(axis=2) if rising else inside.min(axis=2)).astype(np.float16)
+    kept = (reach.highest if rising else reach.lowest)[others, region.low : region.high + 1][:, :, fits]
+    own, normal = mine.astype(np.float64), kept.astype(np.float64)
+    if not rising:
+        return np.asarray(normal.mean(axis=1).T - own.mean(axis=1)[:, None])
+    powers = (np.mean(10.0 ** (decibels / 10), axis=1) for decibels in (own, normal))
+    return np.asarray(10 * np.log10(next(powers))[:, None] - 10 * np.log10(next(powers)).T)
+
+
+def _as_loud(spectra: Spectra, others: NDArray[np.int64], level: NDArray[np.float64], region: Region) -> int:
+    """How many of the normal clips of the rows `others` are as loud (or quiet) throughout in the region's band."""
+    band = np.s_[region.low : region.high + 1]
+    own, kept = float(level[band].mean()), spectra.levels[others, band].astype(np.float64).mean(axis=(1, 2))
+    reaches = kept >= own - _ROUNDING if own >= np.median(kept) else kept <= own + _ROUNDING
+    return int(reaches.sum())
+
+
+def _beyond_stretches(
+    spectra: Spectra,
+    others: NDArray[np.int64],
+    level: NDArray[np.float64],
+    region: Region,
+    usual: Ordinary,
+    rising: bool,
+) -> NDArray[np.float64]:
+    """(2, N) how far a region goes beyond the most of each normal clip of the rows `others` (N,) in its band.
+
+    Both rise above (or sink below) their own median, here in dB, there in normal scores: means over the band, and over
+    stretches as long as those that are kept of normal clips, as many as the region fills.
     """
     band = np.s_[region.low : region.high + 1]
-    kept = spectra.levels.astype(np.float64)
-    if not passing:
-        own, others = float(level[band].mean()), kept[:, band].mean(axis=(1, 2))
-        return int((others >= own).sum() if own >= np.median(others) else (others <= own).sum())
     columns = min(level.shape[1], max(1, round(level.shape[1] * usual.frame / usual.seconds)))
     share = columns / level.shape[1]
-    runs = max(1, min(kept.shape[2], columns, round((region.end + 1 - region.start) * share)))
+    runs = max(1, min(spectra.levels.shape[2], columns, round((region.end + 1 - region.start) * share)))
+    sign = 1.0 if rising else -1.0
 
-    def rises(coarse: NDArray[np.float64]) -> NDArray[np.float64]:
-        scores = usual.scores(coarse - np.median(coarse, axis=1, keepdims=True))
-        total = np.concatenate([[0.0], np.cumsum(scores[band].mean(axis=0))])
-        return np.asarray((total[runs:] - total[:-runs]) / runs)
+    def rises(coarse: NDArray[np.float16]) -> NDArray[np.float64]:
+        exact = coarse.astype(np.float64)
+        exact -= np.median(exact, axis=1, keepdims=True)
+        means = sign * np.stack([exact[band].mean(axis=0), usual.scores(exact)[band].mean(axis=0)])
+        total = np.concatenate([np.zeros((2, 1)), np.cumsum(means, axis=1)], axis=1)
+        return np.asarray((total[:, runs:] - total[:, :-runs]) / runs)
 
-    mine = rises(stretches(level, columns))
+    mine = rises(stretches(level, columns).astype(np.float16))
     middle = (region.start + region.end + 1) / 2 * share - runs / 2
-    here = mine[max(0, int(middle - 1)) : int(np.ceil(middle)) + 2]
-    own = float(here[np.abs(here).argmax()]) if len(here) else float(mine[-1])
-    return sum(bool(rises(one).max() >= own if own >= 0 else rises(one).min() <= own) for one in kept)
+    here = mine[:, max(0, int(middle - 1)) : int(np.ceil(middle)) + 2]
+    own = here.max(axis=1) if here.shape[1] else mine[:, -1]
+    return np.stack([own - rises(spectra.levels[row]).max(axis=1) for row in others], axis=1)
 
 
-def _sentence(start: float, end: float, length: float, low: float, high: float, difference: float, most: float) -> str:
+def _sentence(
+    start: float,
+    end: float,
+    length: float,
+    low: float,
+    high: float,
+    difference: float,
+    most: float | None,
+    rising: bool,
+) -> str:
+    """When, in which band, and by how much; `most` dB where that is told of the rest of the clip, not of normal."""
     when = "all the time" if end - start > _ALWAYS * length else f"{start:.1f}–{end:.1f} s"
-    side = "above" if difference >= 0 else "below"
-    peak = f" (up to {abs(most):.0f})" if abs(most) > abs(difference) + 3 else ""
-    return f"{when}, {_span(low, high)}: {abs(difference):.0f} dB{peak} {side} normal"
+    side = "above" if rising else "below"
+    how_far = f"{abs(difference):.0f} dB {side} normal" if round(abs(difference)) > 0 else f"hardly {side} normal"
+    if most is not None:
+        peak = f" (up to {abs(most):.0f})" if abs(most) > abs(difference) + 3 else ""
+        how_far = f"{abs(difference):.0f} dB{peak} {'above' if difference >= 0 else 'below'} the rest of the clip"
+    return f"{when}, {_span(low, high)}: {how_far}"
 
 
 def _share(shares: NDArray[np.float64] | None, region: Region) -> str:

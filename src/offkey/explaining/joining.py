@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from offkey.explaining.profile import KNOTS, Profile, Spectra
+from offkey.explaining.patches import PatchBank, join_banks
+from offkey.explaining.profile import KNOTS, Profile, Reach, Spectra
 
 __all__ = ["join_profiles"]
 
@@ -19,7 +20,8 @@ def join_profiles(old: Profile, new: Profile, share: float) -> Profile:
 
     Means, spreads and reconstruction errors are those of all frames (but for the smallest spread, below which a
     profile tells none); quantiles of the fluctuation are those of the mixture, between knots by straight lines.
-    What an encoder's patches and the errors of bands are like is left as `old` tells it.
+    Patches are joined as `join_banks` says. What one of the two does not tell is left as `old` tells it, and how far
+    clips go for a while is then told of none.
     """
     mean = (1 - share) * old.mean + share * new.mean
     square = (1 - share) * (old.spread**2 + (old.mean - mean) ** 2) + share * (new.spread**2 + (new.mean - mean) ** 2)
@@ -34,6 +36,9 @@ def join_profiles(old: Profile, new: Profile, share: float) -> Profile:
         spread=np.sqrt(square).astype(np.float32),
         spectra=spectra,
         frame_error=_joined_error(old.frame_error, new.frame_error, share),
+        band_error=_joined_bands(old.band_error, new.band_error, share),
+        patches=_joined_patches(old.patches, new.patches, share),
+        reach=_joined_reach(old.reach, new.reach),
     )
 
 
@@ -48,6 +53,28 @@ def _joined_error(
     between = (1 - share) * (a[1] ** 2 + (a[0] - mean) ** 2) + share * (b[1] ** 2 + (b[0] - mean) ** 2)
     within = (1 - share) * a[2] ** 2 + share * b[2] ** 2
     return np.array([mean, np.sqrt(between), np.sqrt(within)], dtype=np.float32)
+
+
+def _joined_bands(
+    old: NDArray[np.float32] | None, new: NDArray[np.float32] | None, share: float
+) -> NDArray[np.float32] | None:
+    """Mean and deviation (M, 2) of the errors of all frames."""
+    if old is None or new is None:
+        return old
+    a, b = old.astype(np.float64), new.astype(np.float64)
+    mean = (1 - share) * a[:, 0] + share * b[:, 0]
+    square = (1 - share) * (a[:, 1] ** 2 + (a[:, 0] - mean) ** 2) + share * (b[:, 1] ** 2 + (b[:, 0] - mean) ** 2)
+    return np.stack([mean, np.sqrt(square)], axis=1).astype(np.float32)
+
+
+def _joined_patches(old: PatchBank | None, new: PatchBank | None, share: float) -> PatchBank | None:
+    return old if old is None or new is None else join_banks(old, new, share)
+
+
+def _joined_reach(old: Reach | None, new: Reach | None) -> Reach | None:
+    if old is None or new is None:
+        return None
+    return Reach(np.concatenate([old.highest, new.highest]), np.concatenate([old.lowest, new.lowest]))
 
 
 def _mixed(old: NDArray[np.float32], new: NDArray[np.float32], share: float) -> NDArray[np.float32]:

@@ -56,7 +56,7 @@ def draw(
     )
     figure.colorbar(shown, ax=clip, label="dB", pad=0.01)
     figure.colorbar(strange, ax=objects, pad=0.01)
-    figure.colorbar(red, ax=difference, label="dB above normal", pad=0.01)
+    figure.colorbar(red, ax=difference, label="dB above the normal mean", pad=0.01)
     for axes, colour in ((clip, "white"), (objects, "white"), (difference, "black")):
         size = (explanation.end - explanation.start, explanation.high - explanation.low)
         axes.add_patch(
@@ -68,7 +68,7 @@ def draw(
         f"what the system objects to ({explanation.map_kind}): {explanation.map_name}", loc="left", fontsize=9
     )
     difference.set(xlabel="time (s)")
-    difference.set_title("its difference to normal", loc="left", fontsize=9)
+    difference.set_title("its difference to the mean of normal clips", loc="left", fontsize=9)
     other.set(xlabel="time (s)")
     other.set_title(name, loc="left", fontsize=9)
     for axes in (clip, objects, difference, other):

@@ -10,9 +10,22 @@ from numpy.typing import NDArray
 
 from offkey.audio.mel import LogMel
 from offkey.explaining.patches import PatchBank, PatchBankBuilder
-from offkey.types import Batch
+from offkey.types import Batch, OffkeyError
 
-__all__ = ["KNOTS", "STRETCHES", "Profile", "ProfileBuilder", "Spectra", "local", "stretches"]
+__all__ = [
+    "KNOTS",
+    "REACHES",
+    "STRETCHES",
+    "Profile",
+    "ProfileBuilder",
+    "ProfileError",
+    "Reach",
+    "Spectra",
+    "lasting",
+    "local",
+    "rows_of",
+    "stretches",
+]
 
 STRETCHES = 16
 """Columns of the coarse spectrogram that is kept of each normal clip."""
@@ -20,10 +33,18 @@ STRETCHES = 16
 KNOTS = np.linspace(-3.0, 3.0, 13)
 """Normal scores at which `Spectra.fluctuation` is kept."""
 
-_SMOOTH_SECONDS = 0.1  # single frames of noise fluctuate by several dB: look at what lasts
+REACHES = (0.1, 0.3, 1.0)
+"""Seconds for which `Reach` tells how far normal clips go: a click, a rub, a phase of the machine's work."""
+
+_SMOOTH_SECONDS = REACHES[0]  # single frames of noise fluctuate by several dB: look at what lasts
+_SAME_DB = 0.1  # what float16, and the clips beside it in a batch, do to a clip's coarse spectrogram
 _SMALLEST_SPREAD_DB = 1.0
 _SMALLEST_ERROR = 1e-6
 _BINS = np.linspace(-60.0, 60.0, 481)
+
+
+class ProfileError(OffkeyError):
+    """A clip of which no spectrum can be kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +66,18 @@ class Spectra:
 
 
 @dataclass(frozen=True, eq=False)
+class Reach:
+    """How far normal clips go for a while: `highest`, `lowest` (N, M, 3) float16, rows as in `Spectra`.
+
+    The most and the least that each clip stands above its own median in each band, in dB, for the seconds in `REACHES`.
+    128 bands take 1.5 kB a clip.
+    """
+
+    highest: NDArray[np.float16]
+    lowest: NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
 class Profile:
     """What is normal in each mel band: `mean` and `spread` (M,) in dB over the frames of all normal clips.
 
@@ -52,7 +85,7 @@ class Profile:
     over all frames, the standard deviation of the clips' own means, and that of frames within their clip; None where
     nothing is reconstructed. `band_error` (M, 2) is mean and standard deviation of the error's natural logarithm in
     each band; None where a model does not rebuild bands. `patches` are normal ones of an encoder, None where there are
-    none.
+    none. `reach` is None in detectors of older versions.
     """
 
     mean: NDArray[np.float32]
@@ -61,18 +94,20 @@ class Profile:
     frame_error: NDArray[np.float32] | None = None
     band_error: NDArray[np.float32] | None = None
     patches: PatchBank | None = None
+    reach: Reach | None = None
 
 
 class ProfileBuilder:
     """Adds up normal clips, a batch at a time, to a `Profile` a machine.
 
-    The spectra of a machine stand in the order of `Batch.place`.
+    The spectra of a machine stand in the order of `Batch.place`. `names` by place are what errors call the clips.
     """
 
-    def __init__(self, mel: LogMel) -> None:
+    def __init__(self, mel: LogMel, names: Sequence[str] = ()) -> None:
         self.mel = mel
+        self.names = names
         self._sums: dict[str, list[NDArray[np.float64]]] = {}
-        self._clips: dict[str, list[tuple[int, NDArray[np.float16], float]]] = {}
+        self._clips: dict[str, list[tuple[int, NDArray[np.float16], float, NDArray[np.float16]]]] = {}
         self._errors: dict[str, list[tuple[int, float, float]]] = {}
         self._counts: dict[str, NDArray[np.int64]] = {}
         self._bands: dict[str, NDArray[np.float64]] = {}
@@ -90,19 +125,32 @@ class ProfileBuilder:
 
         `errors` are B arrays, the model's error in each of a clip's own frames; `error_maps` the same by mel band,
         (M, F_b); `patches` an encoder's, (Pt_b, Pf, D).
+
+        Raises ProfileError, and counts nothing, where the spectrum of a clip holds NaN or infinity.
         """
         names = list(machines)
         levels = self.mel(batch.waveform, batch.lengths).double().numpy()
         counts = self.mel.frames(batch.lengths).tolist()
         seconds = (batch.lengths.double() / self.mel.rate).tolist()
-        for row, (name, place) in enumerate(zip(names, batch.place.tolist(), strict=True)):
+        places = batch.place.tolist()
+        for row, place in enumerate(places):
+            if not np.isfinite(levels[row, :, : counts[row]]).all():
+                called = self.names[place] if place < len(self.names) else f"clip {place} of {names[row]}"
+                raise ProfileError(
+                    f"{called}: its spectrum holds NaN or infinity, so nothing normal can be told from it; leave the "
+                    "recording out, or save it again with samples between -1 and 1"
+                )
+        for row, (name, place) in enumerate(zip(names, places, strict=True)):
             own = levels[row, :, : counts[row]]
             sums = self._sums.setdefault(name, [np.zeros(len(own)), np.zeros(len(own)), np.zeros(1)])
             sums[0] += own.sum(axis=1)
             sums[1] += np.square(own).sum(axis=1)
             sums[2] += counts[row]
-            self._clips.setdefault(name, []).append((place, stretches(own).astype(np.float16), seconds[row]))
-            self._count(name, local(own, self.mel.config.hop / self.mel.rate))
+            frame = self.mel.config.hop / self.mel.rate
+            reached = lasting(own, frame)
+            ends = np.stack([reached.max(axis=2).T, reached.min(axis=2).T]).astype(np.float16)
+            self._clips.setdefault(name, []).append((place, stretches(own).astype(np.float16), seconds[row], ends))
+            self._count(name, reached[0])
             if errors is not None:
                 mine = errors[row].astype(np.float64)
                 self._errors.setdefault(name, []).append((len(mine), float(mine.mean()), float(mine.var())))
@@ -119,8 +167,8 @@ class ProfileBuilder:
         for name, sums in self._sums.items():
             ordered = sorted(self._clips[name], key=lambda clip: clip[0])
             spectra = Spectra(
-                np.stack([levels for _, levels, _ in ordered]),
-                np.array([seconds for *_, seconds in ordered], dtype=np.float32),
+                np.stack([levels for _, levels, *_ in ordered]),
+                np.array([seconds for _, _, seconds, _ in ordered], dtype=np.float32),
                 _quantiles(self._counts[name]),
             )
             mean, spread = _moments(*sums)
@@ -132,6 +180,7 @@ class ProfileBuilder:
                 self._usual_error(name),
                 np.stack(_moments(*self._bands[name]), axis=1).astype(np.float32) if name in self._bands else None,
                 None if known is None else known.bank(),
+                Reach(np.stack([ends[0] for *_, ends in ordered]), np.stack([ends[1] for *_, ends in ordered])),
             )
         return made
 
@@ -178,9 +227,33 @@ def local(level: NDArray[np.float64], frame: float) -> NDArray[np.float64]:
 
     `level` (M, F) log-mel in dB, a frame lasting `frame` seconds.
     """
+    return _above(level, max(1, round(_SMOOTH_SECONDS / frame)))
+
+
+def lasting(level: NDArray[np.float64], frame: float) -> NDArray[np.float64]:
+    """(3, M, F) the same for each of the seconds in `REACHES` around a frame, or the whole clip; the first is `local`.
+
+    >>> lasting(np.array([[0.0, 0, 0, 6, 0, 0, 0, 0]]), 0.1)[:, 0, 3].round(1)
+    array([6. , 2. , 0.8])
+    """
+    longest = [max(1, round(seconds / frame)) for seconds in REACHES]
+    return np.stack([_above(level, min(width, max(longest[0], level.shape[1]))) for width in longest])
+
+
+def rows_of(spectra: Spectra, level: NDArray[np.float64], seconds: float) -> NDArray[np.int64]:
+    """Rows of the normal clips that are this very clip, of `level` (M, F), as far as rounding lets that be told.
+
+    None where all of them are: then there is nothing else to compare it with.
+    """
+    candidates = np.flatnonzero(np.abs(spectra.seconds - seconds) < 1e-3)
+    apart = np.abs(spectra.levels[candidates].astype(np.float64) - stretches(level))
+    rows = candidates[apart.max(axis=(1, 2)) <= _SAME_DB].astype(np.int64)
+    return rows if len(rows) < len(spectra) else rows[:0]
+
+
+def _above(level: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     from scipy import ndimage
 
-    width = max(1, round(_SMOOTH_SECONDS / frame))
     return np.asarray(ndimage.uniform_filter1d(level, width, mode="nearest") - np.median(level, axis=1, keepdims=True))
 
 
