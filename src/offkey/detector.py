@@ -200,7 +200,7 @@ class Detector:
         for batch in load_by_length(clips, self._reader(), batch_size, workers, problems):
 
             def ask(places: Sequence[int], batch: Batch = batch) -> dict[str, NDArray[Any]]:
-                return self.represent(rows_of(batch, places), [machines[place] for place in places])
+                return self.represent(part_of(batch, places), [machines[place] for place in places])
 
             yield from asked_apart(batch.place.tolist(), ask, problems)
 
@@ -469,7 +469,7 @@ def asked_apart(
     return [*asked_apart(places[:half], ask, problems), *asked_apart(places[half:], ask, problems)]
 
 
-def rows_of(batch: Batch, places: Sequence[int]) -> Batch:
+def part_of(batch: Batch, places: Sequence[int]) -> Batch:
     """The clips of a batch without labels that stand at `places`, no longer padded than they need."""
     known = batch.place.tolist()
     if list(places) == known:

@@ -25,7 +25,7 @@ import offkey
 from offkey.audio.io import AudioConfig
 from offkey.blending import MEMBERS, EnsembleError, Part, asked_weights, join, key_of
 from offkey.data.loader import load_by_length
-from offkey.detector import Detector, asked_apart, rows_of
+from offkey.detector import Detector, asked_apart, part_of
 from offkey.explaining import Explanation
 from offkey.manifest import MANIFEST
 from offkey.separation.front_end import FrontEnd
@@ -206,7 +206,7 @@ class Ensemble(Detector):
 
                 def ask(places: Sequence[int], number: int = number, batch: Batch = batch) -> NDArray[np.float64]:
                     """Scores (B, S) by the members of one group."""
-                    part = rows_of(batch, places)
+                    part = part_of(batch, places)
                     scores = self._ask(groups[number], part, [machines[place] for place in places])
                     return np.stack([scores[name] for name in groups[number]], axis=1)
 
