@@ -19,6 +19,7 @@ from offkey.detector import Detector, DetectorError, _single
 from offkey.ensemble import MEMBERS, Ensemble, EnsembleError
 from offkey.fitting import fit
 from offkey.manifest import MANIFEST
+from offkey.scoring import left_out_quantiles
 from offkey.scoring.agreement import agreement, agreement_weights
 from offkey.scoring.calibrate import clips_needed
 from offkey.systems.config import load_preset
@@ -121,7 +122,7 @@ def test_p_values_rest_on_pairs_of_cross_fitted_scores(members: list[Detector]) 
         assert known.clips == columns[0].clips
         for column, member in enumerate(columns):
             assert np.array_equal(np.sort(known.cross_fitted[:, column]), member.calibration.scores)
-        blended = np.mean([q(known.cross_fitted[:, n]) for n, q in enumerate(known.quantiles)], axis=0)
+        blended = np.mean([left_out_quantiles(column) for column in known.cross_fitted.T], axis=0)
         assert np.allclose(known.calibration.scores, np.sort(blended))
 
 

@@ -61,13 +61,14 @@ def shortfall(calibration: Calibration, every: float | None = None) -> str | Non
     """
     if calibration.method == "gamma" or math.isfinite(calibration.threshold()):
         return None
-    smallest = min(len(pool) for pool in calibration.pools())
+    smallest = min(calibration.counts())
     needed, best = clips_needed(calibration.alpha), 1 / (smallest + 1)
     where = "" if calibration.domain is None else " in the smallest domain"
-    time = f" ({spoken_seconds(needed * every)} of normal recordings)" if every else ""
+    # how long a recording is, nobody knows here
+    time = f" ({spoken_seconds(needed * every)} of normal recordings)" if every and calibration.session is None else ""
     often = f", {spoken_frequency(best / every)}" if every else ""
     return (
-        f"no clip will raise an alarm: this rate takes {needed} normal clips{where}{time}, and there are {smallest}. "
-        f"The lowest rate within reach is {best:.3g}{often}. Record more, ask for that, or let "
+        f"no clip will raise an alarm: this rate takes {needed} {calibration.unit}{where}{time}, and there are "
+        f"{smallest}. The lowest rate within reach is {best:.3g}{often}. Record more, ask for that, or let "
         "`offkey watch --confirm 3/5` ask for several alarms in a row"
     )

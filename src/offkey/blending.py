@@ -17,9 +17,19 @@ from numpy.typing import NDArray
 
 from offkey.detector import Detector, DetectorError, MachineDetector
 from offkey.explaining import Profile
-from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer
+from offkey.scoring import (
+    Calibration,
+    NormalQuantile,
+    Reference,
+    blend,
+    blend_normal,
+    build_scorer,
+    left_out_quantiles,
+    sessions_apart,
+    weighted_mean,
+)
 from offkey.scoring.agreement import agreement, agreement_weights
-from offkey.scoring.calibrate import clips_needed
+from offkey.scoring.calibrate import clips_needed, independent
 from offkey.systems.config import CalibrationConfig, SeparationConfig, SystemConfig, load_preset
 from offkey.types import Domain
 
@@ -196,9 +206,11 @@ def _pool(machine: str, parts: Sequence[Part]) -> _Pool:
 
 
 def _blended(part: Part, known: MachineDetector) -> NDArray[np.float64]:
-    """A detector's cross-fitted scores (N,) of all its reference clips."""
+    """A detector's cross-fitted scores (N,) of all its reference clips, each as that of a clip it does not know."""
     weights = [entry.weight for entry in part.detector.config.scoring.scorers]
-    return blend(np.asarray(known.cross_fitted), known.quantiles, weights)
+    scores = np.asarray(known.cross_fitted)
+    apart = sessions_apart(known.sessions)
+    return blend_normal(scores, weights, known.fresh, apart) if known.quantiles else blend(scores, (), weights)
 
 
 def _by_agreement(
@@ -260,25 +272,50 @@ def _rows_of(profile: Profile, rows: NDArray[np.int64]) -> Profile:
     return replace(profile, spectra=replace(spectra, levels=spectra.levels[rows], seconds=spectra.seconds[rows]))
 
 
+def _sessions(
+    name: str, parts: Sequence[Part], known: Sequence[MachineDetector], pool: _Pool
+) -> tuple[tuple[str, ...] | None, list[str]]:
+    """The recordings that the pool's clips were cut from, as the first part tells that was told; and a remark."""
+    told = [
+        None if each.sessions is None else tuple(each.sessions[row] for row in rows)
+        for each, rows in zip(known, pool.rows, strict=True)
+    ]
+    found = next((own for own in told if own is not None), None)
+    others = [part.name for part, own in zip(parts, told, strict=True) if own != found]
+    if not others:
+        return found, []
+    return found, [
+        f"{name}: {', '.join(others)} and the other members were not told the same recordings of the normal clips; "
+        "expect more false alarms than asked for, or fit them again with the same --groups"
+    ]
+
+
 def _machine(name: str, pool: _Pool, parts: Sequence[Part], config: SystemConfig) -> tuple[MachineDetector, list[str]]:
     """What the ensemble knows of one machine, and what is to be said of it."""
     entries = config.scoring.scorers
     known = [part.detector.machines[name] for part in parts]
     voters = config.scoring.voters
-    quantiles: tuple[NormalQuantile, ...] = ()
+    quantiles: list[NormalQuantile] = []
+    weights = [entry.weight for entry in entries]
     if len(voters) > 1:
-        # a member's own fresh clips, also those that another member does not know
-        quantiles = tuple(
-            NormalQuantile.of(_blended(part, each)[np.asarray(each.fresh)])
-            for part, each in zip(parts, known, strict=True)
-        )
-    scores = blend(pool.scores, quantiles, [entry.weight for entry in entries])
+        columns = []
+        for part, each, rows in zip(parts, known, pool.rows, strict=True):
+            # a member's own fresh clips, also those that another member does not know
+            own, learnt = _blended(part, each), np.asarray(each.fresh)
+            quantiles.append(NormalQuantile.of(own[learnt]))
+            columns.append(left_out_quantiles(own, learnt, sessions_apart(each.sessions))[rows])
+        scores = weighted_mean(np.stack(columns, axis=1), weights)
+    else:
+        scores = blend(pool.scores, (), weights)
     fresh = np.asarray(pool.fresh[:, voters].all(axis=1))
-    told = []
-    if fresh.sum() < clips_needed(config.calibration.false_alarm_rate) and not fresh.all():
+    sessions, told = _sessions(name, parts, known, pool)
+    apart = sessions_apart(sessions)
+    new = independent(fresh, apart)
+    if new < clips_needed(config.calibration.false_alarm_rate) and not fresh.all():
+        what = "normal clips" if apart is None else "recordings"
         told.append(
-            f"{name}: {int(fresh.sum())} normal clips are new to all members with a say, too few for a threshold; it "
-            f"rests on all {len(pool.clips)} that they have in common, some of which a network knows: expect more "
+            f"{name}: {new} {what} are new to all members with a say, too few for a threshold; it rests on all "
+            f"{len(pool.clips)} normal clips that they have in common, some of which a network knows: expect more "
             "false alarms than asked for"
         )
         fresh = np.full(len(pool.clips), True)
@@ -286,7 +323,7 @@ def _machine(name: str, pool: _Pool, parts: Sequence[Part], config: SystemConfig
     domains = tuple(first.domains[row] for row in pool.rows[0])
     identities = tuple(first.identities[row] for row in pool.rows[0])
     heard = np.array(domains)[fresh]
-    apart = settings.each_domain and set(heard.tolist()) == {Domain.SOURCE.value, Domain.TARGET.value}
+    each_domain = settings.each_domain and set(heard.tolist()) == {Domain.SOURCE.value, Domain.TARGET.value}
     reference = Reference(pool.scores, domain=list(domains), identity=list(identities))
     machine = MachineDetector(
         name=name,
@@ -295,10 +332,17 @@ def _machine(name: str, pool: _Pool, parts: Sequence[Part], config: SystemConfig
         identities=identities,
         embeddings={MEMBERS: pool.scores.astype(np.float32)},
         scorers=tuple(build_scorer(entry.scorer, config.seed).fit(reference) for entry in entries),
-        quantiles=quantiles,
-        calibration=Calibration(scores[fresh], settings.method, settings.false_alarm_rate, heard if apart else None),
+        quantiles=tuple(quantiles),
+        calibration=Calibration(
+            scores[fresh],
+            settings.method,
+            settings.false_alarm_rate,
+            heard if each_domain else None,
+            None if apart is None else np.array(apart)[fresh],
+        ),
         profile=_rows_of(first.profile, pool.rows[0]),
         cross_fitted=pool.scores,
         fresh=fresh,
+        sessions=sessions,
     )
     return machine, told

@@ -93,7 +93,12 @@ def _data(detector: Detector) -> list[str]:
             f"| {name} | {len(known.clips)} | {known.domains.count('source')} | {known.domains.count('target')} | "
             f"{minutes} | {length} | {settings} |"
         )
-    lines += ["", f"{60 * float(facts.get('hours', 0)):.1f} minutes of sound. No faulty recording was heard."]
+    cut = [
+        f"The {len(known.clips)} clips of {name} were cut from {known.recordings} recordings, as people told."
+        for name, known in detector.machines.items()
+        if known.recordings is not None
+    ]
+    lines += ["", *cut, f"{60 * float(facts.get('hours', 0)):.1f} minutes of sound. No faulty recording was heard."]
     rates = sorted({int(rate) for own in told.values() for rate in own.get("rates", {})})
     if rates:
         lines.append(f"Recorded at {' and '.join(map(str, rates))} Hz.")
@@ -253,6 +258,7 @@ def _alarms(detector: Detector) -> list[str]:
         f"An alarm is a score above the threshold, set so that about {told} % of normal clips raise one "
         f"({method}; cross-fitted: no clip was judged by a scorer that was fitted on it). The rate "
         f"holds for recordings made like those above; it needs at least {needed} normal clips.",
+        *_by_recording(detector, needed),
         "",
         "| machine | clips behind the threshold | threshold | false alarms asked for | true rate, 95 % range |",
         "|---|---:|---:|---:|---:|",
@@ -261,13 +267,25 @@ def _alarms(detector: Detector) -> list[str]:
         threshold = detector.threshold(name)
         shown = f"{threshold:.4g}" if math.isfinite(threshold) else "none: too few clips"
         alpha = known.calibration.alpha
-        lines.append(f"| {name} | {len(known.calibration.scores)} | {shown} | {100 * alpha:.4g} % | {_range(known)} |")
+        behind = str(len(known.calibration.scores))
+        if known.calibration.session is not None:
+            behind += f" of {len(set(known.calibration.session.tolist()))} recordings"
+        lines.append(f"| {name} | {behind} | {shown} | {100 * alpha:.4g} % | {_range(known)} |")
     return [
         *lines,
         "",
         "The range is that of the rate which will be seen in the long run, over all the detectors that might have been "
         "made from as many clips like these (the law of order statistics).",
         "",
+    ]
+
+
+def _by_recording(detector: Detector, needed: int) -> list[str]:
+    if all(known.recordings is None for known in detector.machines.values()):
+        return []
+    return [
+        "Where it was told which clips were cut from one recording, whole recordings were left out, and it takes "
+        f"{needed} recordings: the rate is that of clips of a new recording, the range that of so many recordings."
     ]
 
 
@@ -347,9 +365,18 @@ def _limits(detector: Detector) -> list[str]:
         f"- What sounds above {rate / 2000:g} kHz, or below the noise, is not heard.",
         "- A new microphone, place, mounting or setting is strange to the detector even if the machine is well.",
         "- A high score says that a clip is unlike the normal ones, not that the machine is broken, nor how.",
-        "- Clips cut from one recording are not independent: the promise is weaker then, false alarms come in runs.",
+        _of_one_recording(detector),
         "- Let people's safety not depend on it.",
     ]
+
+
+def _of_one_recording(detector: Detector) -> str:
+    if all(known.recordings is not None for known in detector.machines.values()):
+        return "- Clips cut from one recording are alike: false alarms come in runs."
+    return (
+        "- Clips cut from one recording are not independent. If several of the normal clips were cut from one, and "
+        "nobody told which (`offkey fit --groups`), far more clips may alarm than asked for. False alarms come in runs."
+    )
 
 
 def _again(detector: Detector) -> str:

@@ -32,7 +32,7 @@ from offkey.explaining import (
     ordinary,
     rows_of,
 )
-from offkey.scoring import Calibration, FalseAlarms, NormalQuantile, Query, Scorer, blend
+from offkey.scoring import Calibration, FalseAlarms, NormalQuantile, Query, Scorer, blend, sessions_apart
 from offkey.separation.front_end import FrontEnd
 from offkey.separation.stems import STEMS_BYTES
 from offkey.systems.config import SystemConfig, ViewScorer
@@ -64,7 +64,8 @@ class MachineDetector:
 
     `cross_fitted` (N, S) are the scores of the reference clips before blending, none by a scorer that was fitted on it;
     `fresh` (N,) says which of them the network does not know either: those behind the threshold. Both None in detectors
-    of older versions.
+    of older versions. `sessions` (N,) names the recording that each clip was cut from, "" where it is one by itself;
+    None where nobody told.
     """
 
     name: str
@@ -78,6 +79,13 @@ class MachineDetector:
     profile: Profile
     cross_fitted: NDArray[np.float64] | None = None
     fresh: NDArray[np.bool_] | None = None
+    sessions: tuple[str, ...] | None = None
+
+    @property
+    def recordings(self) -> int | None:
+        """How many recordings the reference clips were cut from; None where nobody told."""
+        apart = sessions_apart(self.sessions)
+        return None if apart is None else len(set(apart))
 
     def judge(
         self, entries: Sequence[ViewScorer], embeddings: Mapping[str, NDArray[Any]]

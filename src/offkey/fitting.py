@@ -21,13 +21,14 @@ from offkey.alarms import with_rate
 from offkey.audio.cache import ArrayCache, default_cache_dir
 from offkey.data.fingerprint import clips_fingerprint
 from offkey.data.loader import ClipReader, Failure, load_batches
+from offkey.data.sessions import with_sessions
 from offkey.data.source import Source, open_source
 from offkey.detector import Detector, DetectorError
 from offkey.ensemble import MEMBERS, Ensemble
 from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
 from offkey.references import assemble, machine_groups
-from offkey.scoring import FalseAlarms
+from offkey.scoring import FalseAlarms, sessions_apart
 from offkey.separation.front_end import FrontEnd
 from offkey.separation.stems import STEMS_BYTES, Stems
 from offkey.systems.auto import settle, wants_separator
@@ -66,6 +67,7 @@ def fit(
     failures: list[Failure] | None = None,
     false_alarms: str | FalseAlarms | None = None,
     clip_every: float | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> Detector:
     """Learn a detector from normal recordings.
 
@@ -79,9 +81,15 @@ def fit(
     ("1/week") where a clip comes every `clip_every` seconds (default: back to back, as long as the median normal
     clip). It stands above the setting `calibration.false_alarm_rate`.
 
+    `groups` (file -> recording session): which normal clips were cut from one recording. Whole recordings are then left
+    out together when normal scores are found and when clips are held out of training, and the rate is promised for
+    clips of new recordings. Without it every clip counts as a recording by itself, and the rate of clips that were cut
+    from few recordings may be far above the one asked for.
+
     A killed run, started again with the same arguments, goes on where it stopped and ends with the same weights.
 
-    Raises FitError where nothing usable is left, SettingsError for settings that do not exist, DetectorError where
+    Raises FitError where nothing usable is left or all is of one recording, SessionError for a clip that `groups` does
+    not tell of, SettingsError for settings that do not exist, DetectorError where
     `out` holds another detector (`overwrite` replaces it).
     """
     progress = progress or Quiet()
@@ -92,9 +100,10 @@ def fit(
     wanted = FalseAlarms.parse(false_alarms) if isinstance(false_alarms, str) else false_alarms
     source = source if isinstance(source, Source) else open_source(Path(source))
     clips, extra = _training_clips(source, machines)
+    clips = with_sessions(clips, groups) if groups is not None else clips
     again = {
         "seed": None, "machines": machines, "workers": workers, "overwrite": overwrite, "progress": progress,
-        "false_alarms": false_alarms, "clip_every": clip_every,
+        "false_alarms": false_alarms, "clip_every": clip_every, "groups": groups,
     }  # fmt: skip
     separate, about_surroundings = wants_separator(config, clips, extra)
     if separate:
@@ -128,6 +137,7 @@ def fit(
         _readable(extra, reader, workers, Quiet(), failures, {}),
     )
     _enough(clips, source)
+    _several_recordings(clips)
     if wanted is not None:
         config = _with_rate(config, clips, wanted, clip_every, lengths)
     config, reasons = settle(config, clips, extra)
@@ -362,6 +372,16 @@ def _enough(clips: Sequence[ClipMeta], source: Source) -> None:
             )
     if not counts:
         raise FitError(f"{source.root}: no training clip could be read; `offkey data check {source.root}` says why")
+
+
+def _several_recordings(clips: Sequence[ClipMeta]) -> None:
+    for name, members in machine_groups(clips).items():
+        apart = sessions_apart([clips[place].session for place in members])
+        if apart is not None and len(set(apart)) == 1:
+            raise FitError(
+                f"{name}: all {len(members)} normal clips were cut from one recording ({clips[members[0]].session}) by "
+                "the groups, so nothing tells how clips of another one would score: record one more at least"
+            )
 
 
 def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> Detector | None:

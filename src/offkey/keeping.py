@@ -82,6 +82,8 @@ def save_detector(detector: Detector, folder: Path) -> Path:
             "domains": list(known.domains),
             "identities": list(known.identities),
         }
+        if known.sessions is not None:
+            calibration[name]["sessions"] = list(known.sessions)
     document = {
         "machines": calibration,
         "labels": detector.labels.to_dict() if detector.labels else None,
@@ -209,4 +211,5 @@ def _machine(
         ),
         cross_fitted=normal.get("cross_fitted"),
         fresh=normal.get("fresh"),
+        sessions=tuple(entry["sessions"]) if "sessions" in entry else None,
     )

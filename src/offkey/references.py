@@ -24,8 +24,17 @@ from offkey.data.loader import ClipReader, Failure, load_batches
 from offkey.detector import Detector, MachineDetector
 from offkey.explaining import Profile, ProfileBuilder
 from offkey.progress import Progress
-from offkey.scoring import Calibration, NormalQuantile, Reference, blend, build_scorer, cross_fit
-from offkey.scoring.calibrate import clips_needed
+from offkey.scoring import (
+    Calibration,
+    NormalQuantile,
+    Reference,
+    blend,
+    blend_normal,
+    build_scorer,
+    cross_fit,
+    sessions_apart,
+)
+from offkey.scoring.calibrate import clips_needed, independent
 from offkey.systems.config import SystemConfig
 from offkey.types import ClipMeta, Domain
 from offkey.views import Views
@@ -182,6 +191,7 @@ def fit_machine(
         config,
         np.array([clip.path in held_out for clip in clips]),
         config.calibration.false_alarm_rate,
+        sessions=[clip.session for clip in clips],
     )
 
 
@@ -195,13 +205,20 @@ def fit_reference(
     config: SystemConfig,
     fresh: NDArray[np.bool_],
     rate: float,
+    *,
+    sessions: Sequence[str] | None = None,
 ) -> MachineDetector:
     """What a machine's detector is of its normal clips: (N,) names, domains, identities, and a view each (N, D).
 
     A network finds the clips that it was trained on too ordinary. Where enough clips are `fresh` (N,), held out of
     its training, the threshold for a false-alarm `rate` and the scales on which scores are blended rest on their
     cross-fitted scores alone; otherwise on those of all clips.
+
+    `sessions` (N,): the recording that each clip was cut from, "" where it is one by itself. Whole recordings are then
+    left out together, one is fresh where all of its clips are, and enough means enough recordings. Raises ScoringError
+    where there is one alone.
     """
+    apart = sessions_apart(sessions)
     references = {view: Reference(array, domain=domains, identity=identities) for view, array in embeddings.items()}
     entries = config.scoring.scorers
     settings = config.calibration
@@ -209,15 +226,24 @@ def fit_reference(
     scorers = []
     for number, entry in enumerate(entries):
         build = partial(build_scorer, entry.scorer, config.seed)
-        parts[:, number] = cross_fit(build, references[entry.view], settings.folds, seed=config.seed)
+        parts[:, number] = cross_fit(build, references[entry.view], settings.folds, apart, config.seed)
         scorers.append(build().fit(references[entry.view]))
-    if fresh.sum() < clips_needed(rate):
+    if apart is not None:
+        partly = {name for name, new in zip(apart, fresh.tolist(), strict=True) if not new}
+        fresh = np.array([name not in partly for name in apart])
+    if independent(fresh, apart) < clips_needed(rate):
         fresh = np.ones(len(clips), dtype=bool)
-    blended = range(len(entries)) if len(config.scoring.voters) > 1 else ()
-    quantiles = tuple(NormalQuantile.of(parts[fresh, number]) for number in blended)
-    scores = blend(parts, quantiles, [entry.weight for entry in entries])
+    weights = [entry.weight for entry in entries]
+    quantiles: tuple[NormalQuantile, ...] = ()
+    if len(config.scoring.voters) > 1:
+        quantiles = tuple(NormalQuantile.of(parts[fresh, number]) for number in range(len(entries)))
+        # a new clip is unknown to the maps that blend it, so each of these has to be unknown to its own
+        scores = blend_normal(parts, weights, fresh, apart)
+    else:
+        scores = blend(parts, (), weights)
     told = np.array(domains)[fresh]
-    apart = settings.each_domain and set(told.tolist()) == {Domain.SOURCE.value, Domain.TARGET.value}
+    each = settings.each_domain and set(told.tolist()) == {Domain.SOURCE.value, Domain.TARGET.value}
+    heard = None if apart is None else np.array(apart)[fresh]
     return MachineDetector(
         name=name,
         clips=tuple(clips),
@@ -226,8 +252,9 @@ def fit_reference(
         embeddings=dict(embeddings),
         scorers=tuple(scorers),
         quantiles=quantiles,
-        calibration=Calibration(scores[fresh], settings.method, rate, told if apart else None),
+        calibration=Calibration(scores[fresh], settings.method, rate, told if each else None, heard),
         profile=profile,
         cross_fitted=parts,
         fresh=fresh,
+        sessions=None if apart is None or sessions is None else tuple(sessions),
     )

@@ -96,7 +96,8 @@ class ClipMeta:
     """What is known of one audio file without opening it.
 
     `attributes` are (name, value) pairs of known operating settings in the order of the data set, empty where
-    hidden; `name` of a file is `path.name`. `section` is DCASE's two-digit subset ("00" elsewhere).
+    hidden; `name` of a file is `path.name`. `section` is DCASE's two-digit subset ("00" elsewhere). `session` names the
+    recording that the clip was cut from; "" where it is one by itself, or nobody told.
     """
 
     path: Path
@@ -107,6 +108,7 @@ class ClipMeta:
     split: Split = Split.TEST
     attributes: tuple[tuple[str, str], ...] = ()
     content: Content = Content.MIXTURE
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

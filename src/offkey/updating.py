@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from offkey.audio.mel import LogMel
 from offkey.data.dcase import parse_name
 from offkey.data.loader import Failure, load_batches
+from offkey.data.sessions import with_sessions
 from offkey.detector import Detector, MachineDetector
 from offkey.ensemble import Ensemble
 from offkey.explaining import Profile, ProfileBuilder
@@ -60,6 +61,7 @@ def update(
     workers: int = 2,
     progress: Progress | None = None,
     failures: list[Failure] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> Detector:
     """A new detector that also knows these normal clips; `detector` stays as it is.
 
@@ -67,13 +69,15 @@ def update(
     (default: the one that most of the machine's clips are of). `reason`: why they are added; the card tells it. Clips
     that cannot be read are left out and appended to `failures`; copies of clips that the detector already knows are
     left out and told to `progress`. All members of an ensemble get the same clips: what one of them cannot use or
-    knows already is left out for all.
+    knows already is left out for all. `groups` (file -> recording): which clips were cut from one recording, as for
+    `offkey.fit`; a name that the detector knows is the same recording. Without it each new clip is one by itself.
 
     Raises UpdateError for a clip whose name or folder says that it is faulty, and where nothing is left to add;
     DetectorError for a machine that the detector does not know.
     """
     progress, failures = progress or Quiet(), failures if failures is not None else []
     metas = [_described(clip) for clip in clips]
+    metas = with_sessions(metas, groups) if groups is not None else metas
     faulty = [meta.path for meta in metas if meta.condition is Condition.ANOMALY]
     if faulty:
         more = f", as are {len(faulty) - 1} more" if faulty[1:] else ""
@@ -295,6 +299,7 @@ def _grown(
         detector.config,
         np.array([*_fresh(detector, known), *[True] * len(metas)]),
         known.calibration.alpha,
+        sessions=[*(known.sessions or [""] * len(known.clips)), *(meta.session for meta in metas)],
     )
 
 

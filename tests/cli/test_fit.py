@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import offkey as package
@@ -124,3 +125,85 @@ def test_facts_are_what_was_heard(offkey: Callable[..., Any], small_set: Path, t
     assert facts["offkey"] == package.__version__
     document = json.loads((tmp_path / "m" / "calibration.json").read_text(encoding="utf-8"))
     assert document["facts"] == facts
+
+
+# ---- clips cut from one recording
+
+
+@pytest.fixture
+def cut(plain: Path, tmp_path: Path) -> Path:
+    """The folder's clips under names of four recordings, eleven slices each, and a table of them beside it."""
+    rows = ["file,day"]
+    for number, path in enumerate(sorted(plain.glob("*.wav"))):
+        path.rename(plain / f"day{number // 11}_{number % 11:02d}.wav")
+        rows.append(f"press/day{number // 11}_{number % 11:02d}.wav,day {number // 11}")
+    (tmp_path / "cuts.csv").write_text("\n".join(rows))
+    return plain
+
+
+def test_recordings_that_are_told_are_kept(offkey: Callable[..., Any], cut: Path, tmp_path: Path) -> None:
+    command = ["fit", cut, "--system", "logmel-knn", "--out", tmp_path / "m"]
+    table = f"{tmp_path / 'cuts.csv'}:day"
+    said = offkey(*command, "--groups", table)
+    assert said.code == 0
+    assert "may be cut from" not in said.err
+    assert "press: 4 recordings of normal clips cannot promise a false-alarm rate of 0.1: at least 9" in said.err
+    known = package.load(tmp_path / "m").machines["press"]
+    assert known.recordings == 4
+    assert known.calibration.threshold(0.2) < np.inf
+    assert known.sessions == tuple(f"day {number // 11}" for number in range(44))
+    assert known.calibration.counts() == [4]
+    card = (tmp_path / "m" / "CARD.md").read_text(encoding="utf-8")
+    assert "The 44 clips of press were cut from 4 recordings" in card
+    assert "| press | 44 of 4 recordings |" in card
+    assert offkey(*command, "--groups", table).code == 0  # nothing to do
+    other = offkey(*command)
+    assert other.code == 2
+    assert "other settings or clips" in other.err
+
+
+def test_an_update_goes_on_with_the_recordings(offkey: Callable[..., Any], cut: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    for path in sorted(cut.glob("day3_*.wav")):
+        path.rename(new / path.name)
+    table = f"{tmp_path / 'cuts.csv'}:day"
+    assert offkey("fit", cut, "--system", "logmel-knn", "--out", tmp_path / "m", "--groups", table).code == 0
+    update = ["update", tmp_path / "m", new, "--machine", "press"]
+    assert offkey(*update, "--out", tmp_path / "told", "--groups", table).code == 0
+    assert package.load(tmp_path / "told").machines["press"].recordings == 4
+    assert offkey(*update, "--out", tmp_path / "untold").code == 0
+    known = package.load(tmp_path / "untold").machines["press"]
+    assert known.recordings == 3 + 11
+    assert known.calibration.counts() == [14]
+
+
+def test_an_ensemble_has_the_recordings_of_its_members(offkey: Callable[..., Any], cut: Path, tmp_path: Path) -> None:
+    members = 'ensemble.members=[{system="logmel-knn"},{system="loudness"}]'
+    command = ["fit", cut, "--system", "ensemble", "--set", members, "--out", tmp_path / "m"]
+    said = offkey(*command, "--groups", f"{tmp_path / 'cuts.csv'}:day")
+    assert said.code == 0, said.err
+    whole = package.load(tmp_path / "m")
+    assert whole.machines["press"].recordings == 4
+    assert all(member.machines["press"].recordings == 4 for member in whole.members.values())
+    assert "cut from 4 recordings" in whole.card()
+
+
+def test_names_that_look_cut_are_asked_about(offkey: Callable[..., Any], cut: Path, tmp_path: Path) -> None:
+    said = offkey("fit", cut, "--system", "logmel-knn", "--out", tmp_path / "m")
+    assert said.code == 0
+    assert "press: by their names, 44 normal clips may be cut from 4 recordings" in said.err
+    assert "--groups" in said.err
+    assert package.load(tmp_path / "m").machines["press"].sessions is None
+
+
+def test_groups_that_do_not_do_are_refused(offkey: Callable[..., Any], cut: Path, tmp_path: Path) -> None:
+    table = tmp_path / "cuts.csv"
+    lines = table.read_text().splitlines()
+    (tmp_path / "some.csv").write_text("\n".join(lines[:-2]))
+    (tmp_path / "one.csv").write_text("\n".join([lines[0], *(line.split(",")[0] + ",monday" for line in lines[1:])]))
+    for name, words in (("some", "nor of 1 more"), ("one", "all 44 normal clips were cut from one recording (monday)")):
+        said = offkey("fit", cut, "--out", tmp_path / "m", "--groups", f"{tmp_path / name}.csv:day")
+        assert said.code == 2
+        assert words in said.err
+    assert not (tmp_path / "m").exists()

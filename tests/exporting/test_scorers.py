@@ -103,9 +103,11 @@ def test_the_blend() -> None:
         np.testing.assert_allclose(found, blend(parts, given, weights), rtol=1e-9)
 
 
+@pytest.mark.parametrize("session", [None, [str(number // 3) for number in range(20)]])
 @pytest.mark.parametrize("domain", [None, ["source"] * 15 + ["target"] * 5])
-def test_p_values_ties_and_domains(domain: list[str] | None) -> None:
-    calibration = Calibration(np.round(np.random.default_rng(2).normal(size=20), 1), domain=domain)
+def test_p_values_ties_domains_and_sessions(domain: list[str] | None, session: list[str] | None) -> None:
+    scores = np.round(np.random.default_rng(2).normal(size=20), 1)
+    calibration = Calibration(scores, domain=domain, session=session)
     asked = np.concatenate([calibration.scores, [-9.0, 9.0, 0.05]])
     found = PValues(calibration)(torch.from_numpy(asked)).numpy()
     np.testing.assert_allclose(found, calibration.p_values(asked), rtol=1e-12)

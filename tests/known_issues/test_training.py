@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +44,33 @@ def test_every_machine_gives_up_enough_clips_for_its_threshold() -> None:
     assert held_out_places(clips, codes, config) == held
     none = load_preset("discriminative", ["training.held_out_share=0"])
     assert held_out_places(clips, codes, none) == set()
+
+
+def test_whole_recordings_are_held_out() -> None:
+    """Slices of a recording that the network learnt from are not new to it."""
+    rng = np.random.default_rng(0)
+    config = load_preset("discriminative", ["calibration.false_alarm_rate=0.2"])
+    clips = [
+        ClipMeta(Path(f"{number}.wav"), "fan", session=f"day {number // 8}" if number < 160 else "")
+        for number in range(176)
+    ]
+    codes = [(int(number >= 80), (), 0) for number in range(176)]
+    codes[160:] = [(2, (), 0)] * 16  # a class of recordings by themselves
+    shuffled = rng.permutation(176).tolist()
+    held = held_out_places([clips[place] for place in shuffled], [codes[place] for place in shuffled], config)
+    places = {shuffled[place] for place in held}
+    days = Counter(clips[place].session for place in places if place < 160)
+    assert set(days.values()) == {8}
+    assert len(days) + sum(place >= 160 for place in places) == 4  # what 0.2 takes; a tenth of 36 is no more
+    # a class that is one recording alone is not given up
+    alone = [ClipMeta(Path(f"{number}.wav"), "fan", session=f"day {number // 4}") for number in range(40)]
+    for seed in range(5):
+        given = held_out_places(
+            alone, [(int(number < 4), (), 0) for number in range(40)], config.model_copy(update={"seed": seed})
+        )
+        assert given
+        assert min(given) >= 4
+    # classes of two recordings each can spare one of them
+    pairs = held_out_places(alone, [(number // 8, (), 0) for number in range(40)], config)
+    assert len({place // 4 for place in pairs}) == 2
+    assert len(pairs) == 8

@@ -1,12 +1,14 @@
 """Blending keeps every part's ranks and weighs as it is told."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from offkey.scoring import NormalQuantile, ScoringError, blend
+from offkey.scoring import NormalQuantile, ScoringError, blend, blend_normal, left_out_quantiles
 
 
 @settings(max_examples=200, deadline=None)
@@ -72,3 +74,68 @@ def test_the_unit_of_a_part_does_not_matter():
 
 def test_a_lone_scorer_is_used_as_it_is():
     np.testing.assert_array_equal(blend(np.array([[3.0], [1.0]]), (), [1.0]), [3.0, 1.0])
+
+
+# ---- normal clips, each without itself
+
+
+def one_by_one(scores, groups):
+    """The definition, slowly: a map for each clip, learnt on those of other groups."""
+    groups, found = np.asarray(groups), np.zeros(len(scores))
+    for place, score in enumerate(scores):
+        others = scores[groups != groups[place]]
+        if len(others):
+            found[place] = NormalQuantile.of(others)(np.array([score]))[0]
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-9, 9), st.integers(0, 6)), min_size=1, max_size=30),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([1e-6, 1.0, 1e5]),
+)
+def test_each_clip_is_left_out_as_one_by_one(clips, grouped, ties, unit):
+    scores = unit * np.array([score for score, _ in clips], dtype=float)
+    if not ties:
+        scores = scores + unit * np.random.default_rng(len(clips)).random(len(clips))
+    groups = [group for _, group in clips] if grouped else list(range(len(clips)))
+    found = left_out_quantiles(scores, groups=groups if grouped else None)
+    np.testing.assert_allclose(found, one_by_one(scores, groups), rtol=1e-9, atol=1e-12)
+
+
+def test_the_highest_clip_is_not_capped():
+    """What a whole map gives its highest clip is bounded by its rank; a new clip's quantile is not."""
+    scores = np.random.default_rng(5).lognormal(size=50)
+    scores[0] = 1e3
+    assert NormalQuantile.of(scores)(scores)[0] == pytest.approx(norm.ppf(1 - 1 / 100))
+    assert left_out_quantiles(scores)[0] > 100
+
+
+def test_clips_that_the_map_was_not_learnt_on_get_theirs_from_the_whole_map():
+    scores, learnt = np.random.default_rng(6).gamma(2.0, size=30), np.arange(30) % 3 > 0
+    found = left_out_quantiles(scores, learnt)
+    np.testing.assert_array_equal(found[~learnt], NormalQuantile.of(scores[learnt])(scores[~learnt]))
+    np.testing.assert_array_equal(found[learnt], left_out_quantiles(scores[learnt]))
+
+
+def test_normal_clips_are_blended_by_the_same_weights():
+    scores = np.random.default_rng(7).gamma(2.0, size=(30, 2))
+    expected = 0.25 * left_out_quantiles(scores[:, 0]) + 0.75 * left_out_quantiles(scores[:, 1])
+    np.testing.assert_allclose(blend_normal(scores, [1.0, 3.0]), expected)
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, np.nan]])
+def test_leaving_out_needs_scores(scores):
+    with pytest.raises(ScoringError, match="finite score"):
+        left_out_quantiles(np.array(scores, dtype=float))
+
+
+def test_many_clips_are_left_out_quickly():
+    """One map a clip would take minutes."""
+    scores = np.random.default_rng(8).lognormal(size=20_000)
+    start = time.perf_counter()
+    left_out_quantiles(scores)
+    left_out_quantiles(scores, groups=np.arange(20_000) // 8)
+    assert time.perf_counter() - start < 5

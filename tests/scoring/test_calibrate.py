@@ -240,8 +240,8 @@ def test_survives_json():
     assert again.threshold() == calibration.threshold()
     with pytest.raises(ScoringError, match="fit again"):
         Calibration.from_dict({"format": 1, "scores": [1.0]})
-    with pytest.raises(ScoringError, match="format 2"):
-        Calibration.from_dict({"format": 2})
+    with pytest.raises(ScoringError, match="format 3"):
+        Calibration.from_dict({"format": 3})
 
 
 @pytest.mark.parametrize("scores", [[], [1.0, float("nan")], [float("inf")]])
@@ -343,3 +343,62 @@ def test_the_law_counts_the_clips_above_the_threshold(n, alpha):
     assert a / (n + 1) <= alpha + 1e-12 < (a + 1) / (n + 1) + 1e-9
     threshold = Calibration(np.arange(float(n)), alpha=alpha).threshold()
     assert a == (0 if math.isinf(threshold) else int((np.arange(n) >= threshold).sum()))
+
+
+# ---- recording sessions
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.35])
+@pytest.mark.parametrize("ties", [False, True])
+def test_clips_that_are_sessions_by_themselves_count_as_without(alpha, ties):
+    rng = np.random.default_rng(30)
+    scores = rng.integers(9, size=47).astype(float) if ties else rng.gumbel(size=47)
+    plain = Calibration(scores, alpha=alpha)
+    told = Calibration(scores, alpha=alpha, session=[str(number) for number in range(47)])
+    asked = np.concatenate([scores, rng.gumbel(size=20)])
+    np.testing.assert_array_equal(told.p_values(asked), plain.p_values(asked))
+    assert told.threshold() == plain.threshold()
+    assert told.true_rate() == plain.true_rate()
+
+
+@pytest.mark.parametrize("alpha", [0.04, 0.06, 0.1, 0.5])
+@pytest.mark.parametrize("domains", [False, True])
+def test_alarm_and_p_value_agree_with_sessions_of_any_length(alpha, domains):
+    rng = np.random.default_rng(31)
+    session = np.repeat(np.arange(25), rng.integers(1, 12, size=25)).astype(str)
+    scores = rng.integers(40, size=len(session)) + rng.random(len(session)).round(1)
+    domain = np.where(rng.random(len(session)) < 0.5, "source", "target") if domains else None
+    calibration = Calibration(scores, alpha=alpha, domain=domain, session=session)
+    asked = np.concatenate([scores, scores + 0.05])
+    np.testing.assert_array_equal(asked > calibration.threshold(), calibration.p_values(asked) <= alpha + 1e-9)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    assert again.threshold() == calibration.threshold()
+    assert again.counts() == calibration.counts()
+
+
+@pytest.mark.parametrize(("sessions", "alpha"), [(9, 0.1), (19, 0.05), (30, 0.1)])
+def test_the_promise_holds_for_clips_of_new_sessions(sessions, alpha):
+    """400 repetitions of 6 clips each; what is said of them as if they were independent is not even near."""
+    rng, raised = np.random.default_rng(32), []
+    names = np.repeat(np.arange(sessions), 6).astype(str)
+    for _ in range(400):
+        scores = (rng.gumbel(size=(sessions + 5, 1)) + 0.3 * rng.gumbel(size=(sessions + 5, 6))).ravel()
+        calibration = Calibration(scores[: 6 * sessions], alpha=alpha, session=names)
+        raised.append(np.mean(scores[6 * sessions :] > calibration.threshold()))
+    assert np.mean(raised) <= alpha + 3.3 * np.std(raised) / 20
+    assert np.mean(raised) > 0.1 * alpha
+
+
+def test_few_sessions_are_named_in_the_warning():
+    names = np.repeat(np.arange(5), 40).astype(str)
+    calibration = Calibration(np.arange(200.0), alpha=0.1, session=names)
+    assert calibration.threshold() == math.inf
+    assert "5 recordings of normal clips cannot promise" in calibration.warning()
+    assert Calibration(np.arange(200.0), alpha=0.2, session=names).warning() is None
+    with pytest.raises(ScoringError, match="one session a score"):
+        Calibration([1.0, 2.0], session=["monday"])
+
+
+def test_an_offkey_that_knows_no_sessions_refuses_them():
+    assert Calibration([1.0, 2.0]).to_dict()["format"] == 1
+    assert Calibration([1.0, 2.0], session=["a", "b"]).to_dict()["format"] == 2

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offkey.cli.output import Bars, complain, print_json, print_table, report_failures
-from offkey.types import OffkeyError
 
 if TYPE_CHECKING:
     from offkey.evaluation.result import Result
@@ -121,16 +119,9 @@ def _percent(value: float, interval: tuple[float, float] | None) -> str:
 
 def _groups(text: str) -> dict[str, str]:
     """`CSV:COLUMN` to a group a file name."""
-    file, sign, column = text.rpartition(":")
-    if not sign:
-        raise OffkeyError(f"--groups {text!r}: expected CSV:COLUMN, for example truth.csv:flight")
-    path = Path(file)
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle)
-        names = reader.fieldnames or []
-        if column not in names or "file" not in names:
-            raise OffkeyError(f"{path} needs the columns file and {column}; it has {', '.join(names)}")
-        return {Path(row["file"]).name: row[column] for row in reader}
+    from offkey.data.sessions import read_groups
+
+    return {PurePosixPath(file).name: group for file, group in read_groups(text).items()}
 
 
 def _judge_files(folder: Path, truth: Path | None, year: int | None, bootstrap: int, as_json: bool) -> int:

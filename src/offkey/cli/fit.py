@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from offkey.cli.output import Bars, print_json, report_failures
+from offkey.cli.output import Bars, complain, print_json, report_failures
 from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, clips_every, false_alarms_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from offkey.data.loader import Failure
+    from offkey.data.source import Source
 
 SetOption = Annotated[
     list[str] | None,
@@ -19,6 +22,12 @@ SetOption = Annotated[
 ]
 MachineOption = Annotated[
     list[str] | None, typer.Option("--machine", help="Only this machine (may be given several times).")
+]
+
+
+GroupsOption = Annotated[
+    str | None,
+    typer.Option(help="CSV:COLUMN naming the recording that a file was cut from (e.g. truth.csv:flight)."),
 ]
 
 
@@ -37,18 +46,24 @@ def fit(
     ] = "machines",
     false_alarms: FalseAlarmsOption = None,
     clip_every: ClipEveryOption = None,
+    groups: GroupsOption = None,
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the detector in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Learn a detector from normal recordings. A run that was killed goes on when started again."""
+    from offkey.data.sessions import read_groups
     from offkey.data.source import open_source
     from offkey.fitting import fit as fit_detector
 
     failures: list[Failure] = []
+    opened = open_source(source, subfolders=subfolders)
+    told = None if groups is None else read_groups(groups)
+    if told is None:
+        _ask_for_recordings(opened, machine or [])
     with Bars() as bars:
         detector = fit_detector(
-            open_source(source, subfolders=subfolders),
+            opened,
             system,
             out=out,
             overrides=settings or [],
@@ -60,6 +75,7 @@ def fit(
             failures=failures,
             false_alarms=false_alarms_of(false_alarms),
             clip_every=clips_every(clip_every),
+            groups=told,
         )
     from offkey.training.distributed import leads
 
@@ -73,3 +89,21 @@ def fit(
         typer.echo(f"detector for {', '.join(detector.machines)} from {clips} normal clips: {out}")
         typer.echo(f"next: offkey score {out} NEW.wav …")
     return code
+
+
+def _ask_for_recordings(source: Source, machines: Sequence[str]) -> None:
+    """Where names look as if several clips were cut from one recording, say what to do about it."""
+    from offkey.data.sessions import looks_cut
+    from offkey.types import Content, Split
+
+    names: dict[str, list[str]] = {}
+    for clip in source.clips:
+        if clip.split is Split.TRAIN and clip.content is Content.MIXTURE and (not machines or clip.machine in machines):
+            names.setdefault(clip.machine, []).append(clip.path.name)
+    for machine, own in names.items():
+        found = looks_cut(own)
+        if found:
+            complain(
+                f"{machine}: by their names, {len(own)} normal clips may be cut from {found} recordings. If they are, "
+                "tell which (--groups CSV:COLUMN): else expect far more false alarms than asked for"
+            )

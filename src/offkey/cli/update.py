@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from offkey.cli.fit import GroupsOption
 from offkey.cli.output import Bars, complain, folder_or_file, print_json, report_failures
 from offkey.types import OffkeyError
 
@@ -29,10 +30,12 @@ def update(
         Literal["source", "target"] | None,
         typer.Option(help="Domain of clips whose name does not tell it (default: that of most normal clips)."),
     ] = None,
+    groups: GroupsOption = None,
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Add normal clips, or false alarms, to a detector without training. Unusable files are named (exit 1)."""
+    from offkey.data.sessions import read_groups
     from offkey.detector import Detector
     from offkey.manifest import MANIFEST
     from offkey.types import Domain
@@ -59,6 +62,7 @@ def update(
             workers=workers,
             progress=bars,
             failures=failures,
+            groups=None if groups is None else read_groups(groups),
         )
     place = model if out is None else out
     if in_place:

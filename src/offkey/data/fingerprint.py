@@ -36,7 +36,8 @@ def clips_fingerprint(clips: Sequence[ClipMeta]) -> str:
 
 def _known(clip: ClipMeta) -> list[object]:
     parts = (clip.domain, clip.condition, clip.split, clip.content)
-    return [clip.section, *(part.value for part in parts), clip.attributes]
+    told: list[object] = [clip.section, *(part.value for part in parts), clip.attributes]
+    return [*told, clip.session] if clip.session else told
 
 
 def _content(path: Path) -> str:

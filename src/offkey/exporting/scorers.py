@@ -275,16 +275,20 @@ class PValues(nn.Module):
         super().__init__()
         pools = calibration_pools(calibration)
         self.names = [f"pool{number}" for number in range(len(pools))]
-        for name, pool in zip(self.names, pools.values(), strict=True):
+        self.counts = calibration.counts()
+        self.weighed = calibration.session is not None
+        for name, pool, weights in zip(self.names, pools.values(), calibration.weights(), strict=True):
             self.register_buffer(name, _doubles(pool))
+            if self.weighed:
+                self.register_buffer(f"{name}_weights", _doubles(weights))
 
     def forward(self, scores: Tensor) -> Tensor:
         """(B,) in (0, 1]; the largest that any domain gives."""
         found = []
-        for name in self.names:
-            pool = self.get_buffer(name)
-            above = (pool[None, :] >= scores[:, None]).sum(1).double()
-            found.append((1.0 + above) / (len(pool) + 1.0))
+        for name, count in zip(self.names, self.counts, strict=True):
+            higher = self.get_buffer(name)[None, :] >= scores[:, None]
+            above = higher.double() @ self.get_buffer(f"{name}_weights") if self.weighed else higher.sum(1).double()
+            found.append((1.0 + above) / (count + 1.0))
         return torch.stack(found).amax(0)
 
 

@@ -169,6 +169,10 @@ def _describe(
                 "false_alarm_rate": calibration.alpha,
                 "calibration": {domain: pool.tolist() for domain, pool in calibration_pools(calibration).items()},
             }
+            if calibration.session is not None:
+                names = calibration_pools(calibration)
+                weights = zip(names, calibration.weights(), strict=True)
+                machines[name]["calibration_weights"] = {domain: own.tolist() for domain, own in weights}
     told = {
         "format": FORMAT,
         "offkey": __version__,

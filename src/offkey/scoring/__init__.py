@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from offkey.scoring.base import Query, Reference, Scorer, ScorerOptions, ScoringError
-from offkey.scoring.blend import NormalQuantile, blend
-from offkey.scoring.calibrate import Calibration, clips_needed, cross_fit, folds_of, rate_law
+from offkey.scoring.blend import NormalQuantile, blend, blend_normal, left_out_quantiles, weighted_mean
+from offkey.scoring.calibrate import Calibration, clips_needed, cross_fit, folds_of, rate_law, sessions_apart
 from offkey.scoring.density import Density, DensityOptions
 from offkey.scoring.gmm import Mixture, MixtureOptions
 from offkey.scoring.magnitude import Level, LevelOptions
@@ -34,11 +34,15 @@ __all__ = [
     "Level",
     "LevelOptions",
     "blend",
+    "blend_normal",
+    "left_out_quantiles",
+    "weighted_mean",
     "NormalQuantile",
     "Calibration",
     "clips_needed",
     "cross_fit",
     "folds_of",
     "rate_law",
+    "sessions_apart",
     "FalseAlarms",
 ]

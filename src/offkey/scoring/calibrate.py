@@ -1,12 +1,18 @@
 """From scores to p-values and alarm thresholds, with normal clips alone.
 
 A scorer finds the clips that it was fitted on too ordinary. Calibration therefore rests on cross-fitted
-scores: every normal clip is judged by a scorer that has not seen it (nor its recording session).
+scores: every normal clip is judged by a scorer that has not seen it, nor, where sessions are told, any clip that
+was cut from the same recording.
 
 Conformal p-values: V. Vovk, A. Gammerman, G. Shafer, Algorithmic Learning in a Random World, 2005. Their
 promise is exact for clips exchangeable with the calibration clips under one fixed scorer. Here the deployed
 scorer is fitted on all clips, the fold scorers on a share of them; the promise then holds approximately, and
 errs towards fewer alarms, because more reference clips make normal clips look more ordinary.
+
+Clips of one recording session are not exchangeable with those of a new one; sessions are. With sessions told, each
+counts as one, its clips for their share of it, and a new session as one that scores higher than all: Y. Lee,
+R. F. Barber, R. Willett, Distribution-free inference with hierarchical data, 2023 (also R. Dunn, L. Wasserman,
+A. Ramdas, Distribution-free prediction sets for two-layer hierarchical models, JASA 118, 2023).
 """
 
 from __future__ import annotations
@@ -23,9 +29,27 @@ from numpy.typing import NDArray
 
 from offkey.scoring.base import Reference, Scorer, ScoringError
 
-__all__ = ["Calibration", "clips_needed", "cross_fit", "folds_of", "rate_law"]
+__all__ = ["Calibration", "clips_needed", "cross_fit", "folds_of", "independent", "rate_law", "sessions_apart"]
 
 _LEAVE_ONE_OUT = 20  # with so few clips a fold of several would cost the reference too much
+
+
+def sessions_apart(sessions: Sequence[str] | None) -> list[str] | None:
+    """(N,) a name each for what is independent: the session of a clip, or the clip where its session is "".
+
+    None where no session is told at all.
+
+    >>> sessions_apart(["monday", "", "monday", ""])
+    ['monday', '/1', 'monday', '/3']
+    """
+    if sessions is None or not any(sessions):
+        return None
+    return [session.replace("/", "//") or f"/{place}" for place, session in enumerate(sessions)]
+
+
+def independent(chosen: NDArray[np.bool_], apart: Sequence[str] | None) -> int:
+    """How many of the `chosen` (N,) clips are independent: all, or one for each name in `apart` (N,)."""
+    return int(chosen.sum()) if apart is None else len(set(np.asarray(apart)[chosen].tolist()))
 
 
 def folds_of(
@@ -126,7 +150,10 @@ class Calibration:
     The promise holds for clips that come from the domains in the calibration clips' proportions. With `domain`
     (n,) given, it holds within each domain instead: a clip's p-value is the largest that any domain gives it,
     the threshold the highest that any domain asks for, since a new clip's domain is not known. A domain of ten
-    clips then allows no rate below 1/11. (The gamma rule knows no domains.)
+    clips then allows no rate below 1/11.
+
+    With `session` (n,) given, the name of each clip's recording session, the promise holds for clips of a new session:
+    G sessions allow no rate below 1/(G+1), however many clips they have. (The gamma rule knows neither.)
 
     >>> calibration = Calibration([0.1, 0.4, 0.2, 0.3], alpha=0.2)
     >>> calibration.threshold()
@@ -139,6 +166,7 @@ class Calibration:
     method: Literal["conformal", "gamma"] = "conformal"
     alpha: float = 0.1
     domain: Any = None
+    session: Any = None
 
     def __post_init__(self) -> None:
         """Sort and freeze; `ScoringError` on no scores, NaN, or a rate outside (0, 1)."""
@@ -157,15 +185,44 @@ class Calibration:
             if domain.shape != scores.shape:
                 raise ScoringError(f"calibration needs one domain a score: {scores.shape}, {domain.shape}")
             object.__setattr__(self, "domain", domain[order])
+        if self.session is not None:
+            session = np.asarray(self.session, dtype=np.str_)
+            if session.shape != scores.shape:
+                raise ScoringError(f"calibration needs one session a score: {scores.shape}, {session.shape}")
+            object.__setattr__(self, "session", session[order])
         scores = scores[order]
         scores.setflags(write=False)
         object.__setattr__(self, "scores", scores)
 
     def pools(self) -> list[NDArray[np.float64]]:
         """The sorted scores among which a clip is ranked, an array a pool: all, or each domain's."""
+        return [self.scores[members] for members in self._members()]
+
+    def weights(self) -> list[NDArray[np.float64]]:
+        """What each score of `pools` counts: 1, or the share that a clip is of its session in that pool."""
+        if self.session is None:
+            return [np.ones(len(pool)) for pool in self.pools()]
+        found = []
+        for members in self._members():
+            _, place, clips = np.unique(self.session[members], return_inverse=True, return_counts=True)
+            found.append(1.0 / clips[place])
+        return found
+
+    def counts(self) -> list[int]:
+        """How many clips a pool has that are independent of each other, or how many sessions."""
+        if self.session is None:
+            return [len(pool) for pool in self.pools()]
+        return [len(set(self.session[members].tolist())) for members in self._members()]
+
+    @property
+    def unit(self) -> str:
+        """What `counts` counts, in words."""
+        return "normal clips" if self.session is None else "recordings of normal clips"
+
+    def _members(self) -> list[NDArray[np.bool_]]:
         if self.domain is None:
-            return [self.scores]
-        return [self.scores[self.domain == name] for name in sorted(set(self.domain.tolist()))]
+            return [np.ones(len(self.scores), dtype=bool)]
+        return [self.domain == name for name in sorted(set(self.domain.tolist()))]
 
     def p_value(self, score: float) -> float:
         """(1 + normal clips that score at least as high) / (n + 1), in (0, 1]; the largest of any domain."""
@@ -177,9 +234,9 @@ class Calibration:
         if np.isnan(asked).any():
             raise ScoringError("a score to calibrate is NaN; leave that clip out")
         found = np.zeros(asked.shape)
-        for pool in self.pools():
-            above = len(pool) - np.searchsorted(pool, asked, side="left")
-            found = np.maximum(found, (1.0 + above) / (len(pool) + 1.0))
+        for pool, weights, count in zip(self.pools(), self.weights(), self.counts(), strict=True):
+            above = _tails(weights)[np.searchsorted(pool, asked, side="left")]
+            found = np.maximum(found, (1.0 + above) / (count + 1.0))
         return found
 
     def threshold(self, alpha: float | None = None) -> float:
@@ -192,12 +249,14 @@ class Calibration:
     def conformal_threshold(self, alpha: float) -> float:
         """The ⌈(n+1)(1−α)⌉-th smallest score: clips exchangeable with these pass it with probability ≤ α.
 
-        Infinity where α < 1/(n+1): nothing can be promised then, and no alarm is ever raised (see `warning`).
+        With sessions, the smallest score above which lie clips worth (G+1)α − 1 sessions at most. Infinity where
+        α < 1/(n+1), or 1/(G+1): nothing can be promised then, and no alarm is ever raised (see `warning`).
         """
         highest = -math.inf
-        for pool in self.pools():
-            rank = math.ceil((len(pool) + 1) * (1 - _rate(alpha)) - 1e-9)
-            highest = max(highest, math.inf if rank > len(pool) else float(pool[max(rank, 1) - 1]))
+        for pool, weights, count in zip(self.pools(), self.weights(), self.counts(), strict=True):
+            above = _tails(weights)[np.searchsorted(pool, pool, side="right")]
+            fit = np.flatnonzero(above <= (count + 1) * _rate(alpha) - 1 + 1e-9)
+            highest = max(highest, float(pool[fit[0]]) if len(fit) else math.inf)
         return highest
 
     def gamma_threshold(self, q: float = 0.9) -> float:
@@ -237,8 +296,9 @@ class Calibration:
     def true_rate(self, alpha: float | None = None, share: float = 0.95) -> tuple[float, float]:
         """The range in which the true false-alarm rate lies for a share of detectors calibrated on so many clips.
 
-        Equal tails of `rate_law`. With `domain` it is a bound for each domain: (0, the highest upper end). The gamma
-        rule promises nothing; the range is (0, 1).
+        Equal tails of `rate_law`; with sessions as of one clip each, which is wider than it need be where clips of one
+        session differ among themselves. With `domain` it is a bound for each domain: (0, the highest upper end). The
+        gamma rule promises nothing; the range is (0, 1).
         """
         from scipy.special import betaincinv
 
@@ -246,8 +306,8 @@ class Calibration:
         if self.method == "gamma":
             return 0.0, 1.0
         ends = []
-        for pool in self.pools():
-            a, b = rate_law(len(pool), rate)
+        for count in self.counts():
+            a, b = rate_law(count, rate)
             tails = ((1 - share) / 2, (1 + share) / 2)
             ends.append(
                 (0.0, 0.0) if a == 0 else (float(betaincinv(a, b, tails[0])), float(betaincinv(a, b, tails[1])))
@@ -259,34 +319,41 @@ class Calibration:
     def warning(self, alpha: float | None = None) -> str | None:
         """What to tell people where too few clips stand behind the wanted rate; None where all is well."""
         rate = _rate(self.alpha if alpha is None else alpha)
-        n, needed = min(len(pool) for pool in self.pools()), clips_needed(rate)
+        n, needed = min(self.counts()), clips_needed(rate)
         where = "" if self.domain is None else " in the smallest domain"
         if n >= needed or self.method == "gamma":
             return None
         return (
-            f"{n} normal clips{where} cannot promise a false-alarm rate of {rate:g}: at least {needed} are "
+            f"{n} {self.unit}{where} cannot promise a false-alarm rate of {rate:g}: at least {needed} are "
             f"needed, so no clip will raise an alarm. Record more, or ask for a rate of {1 / (n + 1):.3g} or more."
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; floats survive exactly."""
-        return {
+        told = {
             "format": 1,
             "method": self.method,
             "alpha": self.alpha,
             "scores": self.scores.tolist(),
             "domain": None if self.domain is None else self.domain.tolist(),
         }
+        # an offkey that knows no sessions would find another threshold: it shall refuse the file
+        return told if self.session is None else told | {"format": 2, "session": self.session.tolist()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
         """The reverse of `to_dict`; `ScoringError` where the data is not a calibration."""
         try:
-            if data["format"] != 1:
-                raise ScoringError(f"calibration of format {data['format']}, this offkey reads 1; update it")
-            return cls(data["scores"], data["method"], float(data["alpha"]), data["domain"])
+            if data["format"] not in (1, 2):
+                raise ScoringError(f"calibration of format {data['format']}, this offkey reads 1 and 2; update it")
+            return cls(data["scores"], data["method"], float(data["alpha"]), data["domain"], data.get("session"))
         except (KeyError, TypeError, ValueError) as error:
             raise ScoringError(f"this is not a calibration ({error!r}); fit again") from None
+
+
+def _tails(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n + 1,) how much all from each place on weigh together."""
+    return np.append(np.cumsum(weights[::-1])[::-1], 0.0)
 
 
 def _rate(alpha: float) -> float:

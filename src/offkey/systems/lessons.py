@@ -21,7 +21,7 @@ from offkey.data.loader import ClipReader, load_batches
 from offkey.models.encoder_frames import EncoderMean
 from offkey.models.statistics import LogMelStatistics
 from offkey.progress import Progress
-from offkey.scoring.calibrate import clips_needed
+from offkey.scoring.calibrate import clips_needed, sessions_apart
 from offkey.separation.remix import Remix
 from offkey.separation.stems import Stems
 from offkey.systems.clusters import cluster
@@ -35,6 +35,7 @@ SMALLEST_CLASS = 4
 """Clips of a class and domain below which it gives up none for the held-out part."""
 
 _MOST_SHARE = 0.25  # of a machine's clips that the threshold may ask for
+_MOST_OF_FEW = 0.5  # of a class, where whole recordings are held out
 _HELD_OUT = 12  # purpose of random numbers, apart from those of training/
 _DECISIVE = {"audio", "mel", "labels", "encoder", "model", "objective", "augmentation"}
 _PASS = 16  # clips at once where nothing is learnt
@@ -116,7 +117,10 @@ class Lessons:
 
         Clips, what is in them, settings, the encoder's `published` weights, and separators.
         """
-        heard = [f"{clip.machine} {clip.path.name} {self.labels.name(clip)}" for clip in self.clips]
+        heard = [
+            f"{clip.machine} {clip.path.name} {self.labels.name(clip)}" + (f" {clip.session}" if clip.session else "")
+            for clip in self.clips
+        ]
         told = [self.config.model_dump_json(include=_DECISIVE), published]
         if self.config.augmentation.remix.enabled and self.stems is not None:
             told += [self.stems.fingerprint, clips_fingerprint(self.supplemental), clips_fingerprint(self.others)]
@@ -203,6 +207,9 @@ def held_out_places(
     The share is at least `training.held_out_share`, and, as far as a quarter of the clips allows, so many that the
     threshold can rest on them alone. They are spread over the machine's classes and domains by size; a class gives up
     at most a quarter (or that share), and one of fewer than four clips nothing: there, each is worth more in training.
+
+    Where it is told which clips were cut from one recording, whole recordings are held out, and counted; a class of two
+    or three gives up one of them where other classes cannot spare enough.
     """
     share = config.training.held_out_share
     if share == 0:
@@ -214,6 +221,10 @@ def held_out_places(
             machines.setdefault((clip.machine, clip.section), []).append(place)
     held: set[int] = set()
     for _, members in sorted(machines.items()):
+        apart = sessions_apart([clips[place].session for place in members])
+        if apart is not None:
+            held |= _whole_recordings(members, apart, codes, config, rng)
+            continue
         for_threshold = min(clips_needed(config.calibration.false_alarm_rate), int(_MOST_SHARE * len(members)))
         wanted = max(round(share * len(members)), for_threshold)
         groups: dict[tuple[int, int], list[int]] = {}
@@ -228,4 +239,42 @@ def held_out_places(
             ]
             queue += order if len(group) >= SMALLEST_CLASS else []
         held |= {place for moment, place in sorted(queue)[:wanted] if moment < max(share, _MOST_SHARE)}
+    return held
+
+
+def _whole_recordings(
+    members: Sequence[int],
+    apart: Sequence[str],
+    codes: Sequence[tuple[int, tuple[int, ...], int]],
+    config: SystemConfig,
+    rng: np.random.Generator,
+) -> set[int]:
+    """Places of a machine's held-out clips: of `apart` (a recording a member), so many that rate and share ask for."""
+    share = config.training.held_out_share
+    recordings: dict[str, list[int]] = {}
+    for place, name in zip(members, apart, strict=True):
+        recordings.setdefault(name, []).append(place)
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, places in recordings.items():
+        usual = Counter((codes[place][0], codes[place][2]) for place in places).most_common(1)[0][0]
+        groups.setdefault(usual, []).append(name)
+    queue = [
+        ((number + rng.random()) / len(group), group[int(chosen)])
+        for _, group in sorted(groups.items())
+        for number, chosen in enumerate(rng.permutation(len(group)))
+    ]
+    for_threshold = min(clips_needed(config.calibration.false_alarm_rate), int(_MOST_SHARE * len(recordings)))
+    wanted = max(round(share * len(recordings)), for_threshold)
+    # a recording may be much of a class, or all of it: classes of two or three give one up where no others can
+    whole = Counter((codes[place][0], codes[place][2]) for place in members)
+    gone: Counter[tuple[int, int]] = Counter()
+    held: set[int] = set()
+    for limit in (max(share, _MOST_SHARE), _MOST_OF_FEW):
+        for _, name in sorted(queue):
+            own = Counter((codes[place][0], codes[place][2]) for place in recordings[name])
+            free = wanted > 0 and held.isdisjoint(recordings[name])
+            if free and all(gone[code] + count <= limit * whole[code] for code, count in own.items()):
+                held |= set(recordings[name])
+                gone += own
+                wanted -= 1
     return held

@@ -111,18 +111,17 @@ def agree(
         alpha = _solve(calibration, confirmation, every, wanted.per_second, worst_case)
     threshold = calibration.threshold(alpha)
     if not math.isfinite(threshold):
-        pools = calibration.pools()
-        smallest = min(len(pool) for pool in pools)
+        smallest = min(calibration.counts())
         needed = clips_needed(alpha)
         raise WatchError(
-            f"no alarm could ever be raised: a rate of {alpha:.3g} takes {needed} normal clips "
-            f"({spoken_seconds(needed * every)}), and there are {smallest}. Record more, or ask for "
+            f"no alarm could ever be raised: a rate of {alpha:.3g} takes {needed} {calibration.unit}"
+            f"{_lasting(needed * every, calibration)}, and there are {smallest}. Record more, or ask for "
             f"{1 / (smallest + 1):.3g} or more (--false-alarms)"
         )
     release = min(threshold, calibration.threshold(min(_RELEASE * alpha, _MOST_RELEASED)))
     if calibration.method == "gamma":
         return Terms(alpha, threshold, release, None, None)
-    told = [_told(len(pool), alpha, confirmation) for pool in calibration.pools()]
+    told = [_told(count, alpha, confirmation) for count in calibration.counts()]
     return Terms(alpha, threshold, release, max(i for i, _ in told) / every, max(w for _, w in told) / every)
 
 
@@ -140,15 +139,13 @@ def _solve(
     if calibration.method == "gamma":
         return _bisect(confirmation, wanted, worst_case)
     rates = []
-    for pool in calibration.pools():
-        n, allowed = len(pool), 0
+    for n in calibration.counts():
+        allowed = 0
         # up to one half: beyond, alarms are so dense that they merge, and their number falls again
         while allowed < (n + 1) // 2 and _kept(n, allowed + 1, confirmation, worst_case) <= wanted:
             allowed += 1
         if allowed == 0:
-            raise WatchError(
-                _unreachable(n, confirmation, every, per_second, worst_case, calibration.domain is not None)
-            )
+            raise WatchError(_unreachable(n, confirmation, every, per_second, worst_case, calibration))
         rates.append((allowed / (n + 1), n))
     return min(rates)[0]
 
@@ -170,7 +167,7 @@ def _bisect(confirmation: Confirmation, wanted: float, worst_case: bool) -> floa
 
 
 def _unreachable(
-    n: int, confirmation: Confirmation, every: float, per_second: float, worst_case: bool, domains: bool
+    n: int, confirmation: Confirmation, every: float, per_second: float, worst_case: bool, calibration: Calibration
 ) -> str:
     needed = n
     while _kept(needed, 1, confirmation, worst_case) > per_second * every:
@@ -182,14 +179,19 @@ def _unreachable(
             (middle, needed) if _kept(middle, 1, confirmation, worst_case) > per_second * every else (low, middle)
         )
     best = _kept(n, 1, confirmation, worst_case) / every
-    where = "in the smallest domain " if domains else ""
+    where = " in the smallest domain" if calibration.domain is not None else ""
     more = "" if confirmation.needed > 2 else " ask for several alarms in a row (--confirm 3/5),"
     return (
         f"no alarm could ever be raised: {spoken_frequency(per_second)} with a clip every {spoken_seconds(every)} and "
-        f"{confirmation.needed} of {confirmation.of} clips takes {needed} normal clips {where}"
-        f"({spoken_seconds(needed * every)}), and there are {n}. Within reach is {spoken_frequency(best)}. "
+        f"{confirmation.needed} of {confirmation.of} clips takes {needed} {calibration.unit}{where}"
+        f"{_lasting(needed * every, calibration)}, and there are {n}. Within reach is {spoken_frequency(best)}. "
         f"Record more,{more} or ask for that (--false-alarms)"
     )
+
+
+def _lasting(seconds: float, calibration: Calibration) -> str:
+    """How long so many clips last; of recordings nobody knows it."""
+    return f" ({spoken_seconds(seconds)})" if calibration.session is None else ""
 
 
 class Hysteresis:

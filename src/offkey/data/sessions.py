@@ -1,0 +1,107 @@
+"""Which clips were cut from one recording: told by a table, or guessed from names so that people can be asked."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from offkey.data.dcase import parse_name
+from offkey.types import ClipMeta, OffkeyError
+
+__all__ = ["SessionError", "looks_cut", "read_groups", "with_sessions"]
+
+_NUMBERED = re.compile(r"^(.+?)[ _.-](\d{1,4})$")
+_SLICES = 3  # of a recording, at least, and as many recordings, before names are taken to say anything
+
+
+class SessionError(OffkeyError):
+    """A table of recordings that cannot be read, or that does not tell the recording of a clip."""
+
+
+def read_groups(text: str) -> dict[str, str]:
+    """`CSV:COLUMN` to a group a file, under the path that the table's column `file` has for it.
+
+    Raises SessionError where the columns are missing, or a file is told two groups.
+    """
+    file, sign, column = text.rpartition(":")
+    if not sign:
+        raise SessionError(f"--groups {text!r}: expected CSV:COLUMN, for example truth.csv:flight")
+    path = Path(file)
+    groups: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        reader = csv.DictReader(handle)
+        names = reader.fieldnames or []
+        if column not in names or "file" not in names:
+            raise SessionError(f"{path} needs the columns file and {column}; it has {', '.join(names)}")
+        for row in reader:
+            name, group = (row["file"] or "").replace("\\", "/"), row[column] or ""
+            if groups.setdefault(name, group) != group:
+                raise SessionError(f"{path}: {name} is told two groups, {groups[name]} and {group}")
+    return groups
+
+
+def with_sessions(clips: Sequence[ClipMeta], groups: Mapping[str, str]) -> list[ClipMeta]:
+    """The clips, each with the recording (`ClipMeta.session`) that `groups` (file -> recording) tells of it.
+
+    A file is found by its name; where several of that name are told different recordings, by the folders that its path
+    ends with. Raises SessionError for clips of which nothing is told, or nothing certain.
+    """
+    known: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+    for file, group in groups.items():
+        parts = PurePosixPath(file.replace("\\", "/")).parts
+        if parts:
+            known[parts[-1]].append((parts, group))
+    silent = [clip for clip in clips if not any(group for _, group in known[clip.path.name])]
+    if silent:
+        more = f", nor of {len(silent) - 1} more" if silent[1:] else ""
+        raise SessionError(
+            f"the groups do not tell which recording {silent[0].path} was cut from{more}: every normal clip needs a "
+            "line, with a name of its own where it is a recording by itself"
+        )
+    return [replace(clip, session=_told(clip.path, known[clip.path.name])) for clip in clips]
+
+
+def _told(path: Path, entries: Sequence[tuple[tuple[str, ...], str]]) -> str:
+    """The recording of the entry whose path ends most like the clip's."""
+    if len({group for _, group in entries}) == 1:
+        return entries[0][1]
+    own = path.absolute().parts[::-1]
+
+    def alike(parts: tuple[str, ...]) -> int:
+        pairs = zip(own, parts[::-1], strict=False)
+        return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(own), len(parts)))
+
+    best = max(alike(parts) for parts, _ in entries)
+    found = {group for parts, group in entries if alike(parts) == best}
+    if len(found) > 1 or "" in found:
+        raise SessionError(
+            f"the groups tell several recordings for files called {path.name} ({', '.join(sorted(found))}); name them "
+            "with their folders in the column file"
+        )
+    return found.pop()
+
+
+def looks_cut(names: Iterable[str]) -> int:
+    """How many recordings clips of these names seem to be cut from; 0 where names do not say so.
+
+    They do where all are a recording's name and a number (`monday_01.wav`, `monday_02.wav`, …), with at least three
+    recordings, three slices each, numbered without a gap from 0 or 1. Names of the challenge never do.
+
+    >>> looks_cut(f"{day}_{number}.wav" for day in ("mo", "tu", "we") for number in range(4))
+    3
+    """
+    slices: dict[str, list[int]] = defaultdict(list)
+    for name in names:
+        found = None if parse_name(name) is not None else _NUMBERED.match(PurePosixPath(name).stem)
+        if found is None:
+            return 0
+        slices[found[1]].append(int(found[2]))
+    whole = all(
+        len(numbers) >= _SLICES and sorted(numbers) in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
+        for numbers in slices.values()
+    )
+    return len(slices) if whole and len(slices) >= _SLICES else 0
