@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from offkey.audio.cache import content_key
 from offkey.types import ClipMeta
 
 __all__ = ["clips_fingerprint"]
@@ -43,11 +42,13 @@ def _known(clip: ClipMeta) -> list[object]:
 def _content(path: Path) -> str:
     try:
         size = path.stat().st_size
-        if size <= _WHOLE:
-            return content_key(path)  # remembered: whoever decodes the file through a cache asks for it again
         told = hashlib.blake2b(str(size).encode(), digest_size=16)
         block = _WHOLE // _BLOCKS
         with path.open("rb") as file:
+            if size <= _WHOLE:
+                # not `content_key`, which remembers: a file rewritten within a tick of the clock has the old one's
+                told.update(file.read())
+                return told.hexdigest()
             for number in range(_BLOCKS):
                 file.seek(number * (size - block) // (_BLOCKS - 1))
                 told.update(file.read(block))
