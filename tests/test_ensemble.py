@@ -158,6 +158,7 @@ def test_members_of_some_clips_in_common_meet_on_those(members: list[Detector]) 
     assert known.clips == members[0].machines["fan"].clips[5:]
     assert len(known.profile.spectra) == len(known.clips) == len(known.calibration.scores)
     assert np.array_equal(known.cross_fitted[:, 0], fan["fan"].cross_fitted[5:, 0])
+    assert np.array_equal(known.profile.reach.highest, fan["fan"].profile.reach.highest[5:])
 
 
 def test_members_without_clips_in_common_are_refused(members: list[Detector]) -> None:

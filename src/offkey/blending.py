@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offkey.detector import Detector, DetectorError, MachineDetector
-from offkey.explaining import Profile
 from offkey.scoring import (
     Calibration,
     NormalQuantile,
@@ -264,14 +262,6 @@ def _settings(
     return SystemConfig.model_validate(tree)
 
 
-def _rows_of(profile: Profile, rows: NDArray[np.int64]) -> Profile:
-    """What is normal in each band, with the spectra of some clips alone."""
-    spectra = profile.spectra
-    if len(rows) == len(spectra):
-        return profile
-    return replace(profile, spectra=replace(spectra, levels=spectra.levels[rows], seconds=spectra.seconds[rows]))
-
-
 def _sessions(
     name: str, parts: Sequence[Part], known: Sequence[MachineDetector], pool: _Pool
 ) -> tuple[tuple[str, ...] | None, list[str]]:
@@ -340,7 +330,7 @@ def _machine(name: str, pool: _Pool, parts: Sequence[Part], config: SystemConfig
             heard if each_domain else None,
             None if apart is None else np.array(apart)[fresh],
         ),
-        profile=_rows_of(first.profile, pool.rows[0]),
+        profile=first.profile.of_clips(pool.rows[0]),
         cross_fitted=pool.scores,
         fresh=fresh,
         sessions=sessions,

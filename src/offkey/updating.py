@@ -137,10 +137,23 @@ def _hear(
 ) -> _Heard:
     """Listen to clips; what cannot be read, and what has no finite view, is appended to `failures`, once a file."""
     own: list[Failure] = []
-    rows, builder, _ = _look(detector, metas, keys, workers, progress, own)
+    views = Views(detector.config, detector.networks)
+    mel = LogMel(detector.config.audio.rate, detector.config.mel)
+    builder = ProfileBuilder(mel, [str(meta.path) for meta in metas])
+    rows: dict[int, dict[str, NDArray[np.float32]]] = {}
+    order = [list(range(at, min(at + _BATCH, len(metas)))) for at in range(0, len(metas), _BATCH)]
+    progress.start("embedding normal clips", len(metas))
+    for batch in load_batches(metas, order, detector.reader(), None, workers=workers, failures=own):
+        heard = batch.place.tolist()
+        mine = [keys[place] for place in heard]
+        seen = views(batch, mine, reasons=True)
+        for row, place in enumerate(heard):
+            rows[place] = {view: array[row] for view, array in seen.embeddings.items()}
+        builder.add(mine, batch, seen.errors, seen.error_maps, seen.patches)
+        progress.step(len(rows))
     places = {name: [place for place in sorted(rows) if keys[place] == name] for name in dict.fromkeys(keys)}
-    for place, views in list(rows.items()):
-        if not all(np.isfinite(array).all() for array in views.values()):
+    for place, told in list(rows.items()):
+        if not all(np.isfinite(array).all() for array in told.values()):
             own.append(
                 Failure(metas[place].path, "what the detector hears in it is NaN or infinite; look at its audio")
             )
@@ -170,8 +183,7 @@ def _added(
     for name, places in chosen.items():
         new, profile = [metas[place] for place in places], heard.profiles[name]
         if list(places) != heard.places[name]:  # its profile counts clips that are left out: look again without them
-            _, again, _ = _look(detector, new, [name] * len(new), workers, Quiet(), [])
-            profile = again.profiles()[name]
+            profile = _hear(detector, new, [name] * len(new), workers, Quiet(), []).profiles[name]
         known = detector.machines[name]
         machines[name] = _grown(detector, known, new, [heard.rows[place] for place in places], domain, profile)
         if name in recordings:
@@ -204,33 +216,6 @@ def _described(clip: str | Path | ClipMeta) -> ClipMeta:
         condition=Condition.ANOMALY if faulty else Condition.NORMAL,
         attributes=name.attributes if name else (),
     )
-
-
-def _look(
-    detector: Detector,
-    metas: Sequence[ClipMeta],
-    keys: Sequence[str],
-    workers: int,
-    progress: Progress,
-    failures: list[Failure],
-) -> tuple[dict[int, dict[str, NDArray[np.float32]]], ProfileBuilder, dict[str, int]]:
-    """Views of every clip that can be read, by its place; what is normal in each band; mel frames a machine."""
-    views = Views(detector.config, detector.networks)
-    mel = LogMel(detector.config.audio.rate, detector.config.mel)
-    builder, frames = ProfileBuilder(mel, [str(meta.path) for meta in metas]), dict.fromkeys(keys, 0)
-    rows: dict[int, dict[str, NDArray[np.float32]]] = {}
-    order = [list(range(at, min(at + _BATCH, len(metas)))) for at in range(0, len(metas), _BATCH)]
-    progress.start("embedding normal clips", len(metas))
-    for batch in load_batches(metas, order, detector.reader(), None, workers=workers, failures=failures):
-        places = batch.place.tolist()
-        mine = [keys[place] for place in places]
-        seen = views(batch, mine, reasons=True)
-        for row, place in enumerate(places):
-            rows[place] = {view: array[row] for view, array in seen.embeddings.items()}
-            frames[keys[place]] += int(mel.frames(batch.lengths)[row])
-        builder.add(mine, batch, seen.errors, seen.error_maps, seen.patches)
-        progress.step(len(rows))
-    return rows, builder, frames
 
 
 def _known(detector: Detector, name: str, places: Sequence[int], heard: _Heard) -> list[int]:

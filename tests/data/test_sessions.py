@@ -64,3 +64,9 @@ def test_files_of_one_name_need_their_folders() -> None:
 )  # fmt: skip
 def test_names_say_so_only_where_it_is_plain(names: list[str], found: int) -> None:
     assert looks_cut(names) == found
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_bytes("file,day\nkühl.wav,1\n".encode("latin-1"))
+    with pytest.raises(SessionError, match=r"groups.csv.*UTF-8"):
+        read_groups(f"{tmp_path / 'groups.csv'}:day")

@@ -21,7 +21,8 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.epochs=5."),
 ]
 MachineOption = Annotated[
-    list[str] | None, typer.Option("--machine", help="Only this machine (may be given several times).")
+    list[str] | None,
+    typer.Option("--machine", "--machines", help="Only this machine (may be given several times)."),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from offkey.cli.output import Bars, complain, print_json, report_failures
+from offkey.cli.separate import ChannelOption
 
 if TYPE_CHECKING:
     from offkey.data.loader import Failure
@@ -28,7 +29,7 @@ def remix(
     ] = 0.0,
     originals: Annotated[bool, typer.Option("--originals", help="Put the training clips themselves beside.")] = False,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.", min=0)] = 0,
-    channel: Annotated[str, typer.Option(help='Channel of the recordings: "mean", or a number from 0.')] = "mean",
+    channel: ChannelOption = "mean",
     subfolders: Annotated[
         Literal["machines", "settings"],
         typer.Option(help="What the sub-folders of a plain folder are: machines or settings."),

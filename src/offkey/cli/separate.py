@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from offkey.cli.fit import MachineOption
 from offkey.cli.output import Bars, complain, folder_or_file, print_json, report_failures
 from offkey.types import OffkeyError
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from offkey.audio.io import AudioConfig
     from offkey.data.loader import Failure
 
+ChannelOption = Annotated[str, typer.Option(help='Channel of the recordings: "mean", or a number from 0.')]
+
 
 def fit_separator(
     source: Annotated[Path, typer.Argument(help="A folder of normal recordings, or a DCASE root.")],
@@ -46,11 +49,8 @@ def fit_separator(
         Literal["auto", "supervised", "mixtures"],
         typer.Option(help="supervised: from clean-machine and noise-only clips; mixtures: from normal clips alone."),
     ] = "auto",
-    machine: Annotated[
-        list[str] | None,
-        typer.Option("--machine", "--machines", help="Only this machine (may be given several times)."),
-    ] = None,
-    channel: Annotated[str, typer.Option(help='Channel of the recordings: "mean", or a number from 0.')] = "mean",
+    machine: MachineOption = None,
+    channel: ChannelOption = "mean",
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the separator in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -130,7 +130,7 @@ def separate(
             "has it (default: stems/ beside the clip's folder, as simulated data sets have it).",
         ),
     ] = None,
-    channel: Annotated[str, typer.Option(help='Channel of the recordings: "mean", or a number from 0.')] = "mean",
+    channel: ChannelOption = "mean",
     device: Annotated[
         str, typer.Option(help='Where it is computed: auto (a GPU where there is one), cpu, cuda or "cuda:1".')
     ] = "auto",

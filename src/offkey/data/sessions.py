@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,22 +26,26 @@ class SessionError(OffkeyError):
 def read_groups(text: str) -> dict[str, str]:
     """`CSV:COLUMN` to a group a file, under the path that the table's column `file` has for it.
 
-    Raises SessionError where the columns are missing, or a file is told two groups.
+    Raises SessionError for what is no table in UTF-8, where the columns are missing, or a file is told two groups.
     """
     file, sign, column = text.rpartition(":")
     if not sign:
         raise SessionError(f"--groups {text!r}: expected CSV:COLUMN, for example truth.csv:flight")
     path = Path(file)
     groups: dict[str, str] = {}
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle)
+    try:
+        table = path.read_text(encoding="utf-8-sig")
+        reader = csv.DictReader(io.StringIO(table, newline=""))
         names = reader.fieldnames or []
-        if column not in names or "file" not in names:
-            raise SessionError(f"{path} needs the columns file and {column}; it has {', '.join(names)}")
-        for row in reader:
-            name, group = (row["file"] or "").replace("\\", "/"), row[column] or ""
-            if groups.setdefault(name, group) != group:
-                raise SessionError(f"{path}: {name} is told two groups, {groups[name]} and {group}")
+        rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SessionError(f"{path} cannot be read as a table ({error}); save it as CSV in UTF-8") from None
+    if column not in names or "file" not in names:
+        raise SessionError(f"{path} needs the columns file and {column}; it has {', '.join(names)}")
+    for row in rows:
+        name, group = (row["file"] or "").replace("\\", "/"), row[column] or ""
+        if groups.setdefault(name, group) != group:
+            raise SessionError(f"{path}: {name} is told two groups, {groups[name]} and {group}")
     return groups
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,7 @@ def join_profiles(old: Profile, new: Profile, share: float) -> Profile:
     Patches are joined as `join_banks` says. What one of the two does not tell is left as `old` tells it, and how far
     clips go for a while is then told of none.
     """
-    mean = (1 - share) * old.mean + share * new.mean
-    square = (1 - share) * (old.spread**2 + (old.mean - mean) ** 2) + share * (new.spread**2 + (new.mean - mean) ** 2)
+    mean, spread = _moments((old.mean, old.spread), (new.mean, new.spread), share)
     spectra = Spectra(
         np.concatenate([old.spectra.levels, new.spectra.levels]),
         np.concatenate([old.spectra.seconds, new.spectra.seconds]),
@@ -33,13 +33,23 @@ def join_profiles(old: Profile, new: Profile, share: float) -> Profile:
     return replace(
         old,
         mean=mean.astype(np.float32),
-        spread=np.sqrt(square).astype(np.float32),
+        spread=spread.astype(np.float32),
         spectra=spectra,
         frame_error=_joined_error(old.frame_error, new.frame_error, share),
         band_error=_joined_bands(old.band_error, new.band_error, share),
         patches=_joined_patches(old.patches, new.patches, share),
         reach=_joined_reach(old.reach, new.reach),
     )
+
+
+def _moments(
+    old: tuple[NDArray[Any], NDArray[Any]], new: tuple[NDArray[Any], NDArray[Any]], share: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and deviation of a mixture, from those of its parts."""
+    (a, a_spread), (b, b_spread) = ([np.asarray(part, dtype=np.float64) for part in both] for both in (old, new))
+    mean = (1 - share) * a + share * b
+    square = (1 - share) * (a_spread**2 + (a - mean) ** 2) + share * (b_spread**2 + (b - mean) ** 2)
+    return mean, np.sqrt(square)
 
 
 def _joined_error(
@@ -49,10 +59,9 @@ def _joined_error(
     if old is None or new is None:
         return old
     a, b = old.astype(np.float64), new.astype(np.float64)
-    mean = (1 - share) * a[0] + share * b[0]
-    between = (1 - share) * (a[1] ** 2 + (a[0] - mean) ** 2) + share * (b[1] ** 2 + (b[0] - mean) ** 2)
+    mean, between = _moments((a[0], a[1]), (b[0], b[1]), share)
     within = (1 - share) * a[2] ** 2 + share * b[2] ** 2
-    return np.array([mean, np.sqrt(between), np.sqrt(within)], dtype=np.float32)
+    return np.array([mean, between, np.sqrt(within)], dtype=np.float32)
 
 
 def _joined_bands(
@@ -61,10 +70,7 @@ def _joined_bands(
     """Mean and deviation (M, 2) of the errors of all frames."""
     if old is None or new is None:
         return old
-    a, b = old.astype(np.float64), new.astype(np.float64)
-    mean = (1 - share) * a[:, 0] + share * b[:, 0]
-    square = (1 - share) * (a[:, 1] ** 2 + (a[:, 0] - mean) ** 2) + share * (b[:, 1] ** 2 + (b[:, 0] - mean) ** 2)
-    return np.stack([mean, np.sqrt(square)], axis=1).astype(np.float32)
+    return np.stack(_moments((old[:, 0], old[:, 1]), (new[:, 0], new[:, 1]), share), axis=1).astype(np.float32)
 
 
 def _joined_patches(old: PatchBank | None, new: PatchBank | None, share: float) -> PatchBank | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,12 @@ class Profile:
     band_error: NDArray[np.float32] | None = None
     patches: PatchBank | None = None
     reach: Reach | None = None
+
+    def of_clips(self, rows: NDArray[np.int64]) -> Profile:
+        """The same of each band, but the clips at these `rows` alone, in their order."""
+        spectra = replace(self.spectra, levels=self.spectra.levels[rows], seconds=self.spectra.seconds[rows])
+        reach = None if self.reach is None else Reach(self.reach.highest[rows], self.reach.lowest[rows])
+        return replace(self, spectra=spectra, reach=reach)
 
 
 class ProfileBuilder:
