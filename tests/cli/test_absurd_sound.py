@@ -224,15 +224,17 @@ def test_an_update_leaves_out_what_has_no_finite_view(
     from offkey import updating
 
     detector = fitted("logmel-knn").detector
-    look = updating._look
 
-    def spoilt(*arguments: Any) -> Any:
-        rows, builder, frames = look(*arguments)
-        for view in rows.get(1, {}):
-            rows[1][view] = np.full_like(rows[1][view], np.nan)
-        return rows, builder, frames
+    class Spoilt(updating.Views):
+        """Hears nothing finite in the second clip."""
 
-    monkeypatch.setattr(updating, "_look", spoilt)
+        def __call__(self, batch: Any, *arguments: Any, **keywords: Any) -> Any:
+            seen = super().__call__(batch, *arguments, **keywords)
+            for array in seen.embeddings.values():
+                array[batch.place.numpy() == 1] = np.nan
+            return seen
+
+    monkeypatch.setattr(updating, "Views", Spoilt)
     failures: list[Failure] = []
     clips = [folder / "a_good.wav", folder / "m_million.wav", folder / "z_good.wav"]
     grown = update(detector, clips, workers=0, failures=failures)

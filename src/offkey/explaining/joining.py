@@ -59,9 +59,9 @@ def _joined_error(
     if old is None or new is None:
         return old
     a, b = old.astype(np.float64), new.astype(np.float64)
-    mean, between = _moments((a[0], a[1]), (b[0], b[1]), share)
-    within = (1 - share) * a[2] ** 2 + share * b[2] ** 2
-    return np.array([mean, between, np.sqrt(within)], dtype=np.float32)
+    mean, between = _moments((a[:1], a[1:2]), (b[:1], b[1:2]), share)
+    within = (1 - share) * a[2:] ** 2 + share * b[2:] ** 2
+    return np.concatenate([mean, between, np.sqrt(within)]).astype(np.float32)
 
 
 def _joined_bands(
