@@ -306,6 +306,24 @@ def test_half_precision_stays_near():
     close(result, network.spectra(mixture), 0.1)
 
 
+def test_attention_computes_in_float32_on_a_cpu(monkeypatch):
+    """In bfloat16 a training step took longer than in float32: its attention's way back is slow there."""
+    heard = []
+    plain = locoformer.F.scaled_dot_product_attention
+
+    def listening(query, *rest):
+        heard.append(query.dtype)
+        return plain(query, *rest)
+
+    monkeypatch.setattr(locoformer.F, "scaled_dot_product_attention", lambda *given, **named: listening(*given))
+    network = small().float().train().requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        network.spectra(SCRIPT.spectrum(3, 1, 8, 9)).abs().sum().backward()
+    assert heard
+    assert set(heard) == {torch.float32}
+    assert all(torch.isfinite(own.grad).all() for own in network.parameters() if own.grad is not None)
+
+
 # ---- settings
 
 

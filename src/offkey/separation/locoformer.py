@@ -84,14 +84,26 @@ class _ConvFeedForward(nn.Module):
         needed = size + 2 * spare if self.gated else size + skip
         steps = max(0, -(-(needed - self.kernel) // self.stride))
         behind = steps * self.stride + self.kernel - front - size
-        inner = self.enter(F.pad(x.transpose(1, 2), (front, behind)))
+        # features lie last in memory: images of one line convolve in that order, lines would be turned round and back
+        line = F.pad(x, (0, 0, front, behind)).transpose(1, 2).unsqueeze(2)
+        inner = F.conv2d(line, self.enter.weight.unsqueeze(2), self.enter.bias, (1, self.stride))
         if self.gated:
             values, gate = inner.chunk(2, dim=1)
             inner = values * F.silu(gate)
         else:
             inner = F.silu(inner)
-        outer = self.leave(self.dropout(inner))
-        return self.dropout(outer[..., skip : skip + size].transpose(1, 2))
+        outer = self._leave(self.dropout(inner), skip, size)
+        return self.dropout(outer.transpose(1, 2))
+
+    def _leave(self, inner: Float[Tensor, "R H 1 S"], skip: int, size: int) -> Float[Tensor, "R C L"]:
+        """`size` points of the transposed convolution, from point `skip` on."""
+        if self.stride > 1:
+            return self.leave(inner.squeeze(2))[..., skip : skip + size]
+        # with steps of one point it is a convolution with the kernel turned round, which is quicker
+        around = self.kernel - 1
+        wanted = F.pad(inner, (around - skip, skip + size - inner.shape[3]))
+        kernel = self.leave.weight.transpose(0, 1).flip(2).unsqueeze(2)
+        return F.conv2d(wanted, kernel, self.leave.bias).squeeze(2)
 
 
 class _Attention(nn.Module):
@@ -113,8 +125,13 @@ class _Attention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             pairs = torch.view_as_complex(both.to(turns.real.dtype).unflatten(-1, (-1, 2)))
             turned = torch.view_as_real(pairs * turns[:, None, None]).flatten(-2).to(value.dtype)
-        query, key = (part.transpose(1, 2) for part in turned.unbind(2))
-        heard = self._attend(query, key, value[:, :, 0].transpose(1, 2))
+        query, key, value = (part.transpose(1, 2) for part in (*turned.unbind(2), value[:, :, 0]))
+        if x.device.type == "cpu" and value.dtype == torch.bfloat16:
+            # on a CPU, torch's attention in bfloat16 takes four times as long to go backward as in float32
+            with torch.autocast("cpu", enabled=False):
+                heard = self._attend(query.float(), key.float(), value.float())
+        else:
+            heard = self._attend(query, key, value)
         return self.dropout(self.gather(heard.transpose(1, 2).flatten(2)))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
