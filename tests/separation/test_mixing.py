@@ -111,6 +111,20 @@ def test_normal_clips_alone(clips: list[ClipMeta], reader: ClipReader) -> None:
     assert set(kinds) == {Lesson.EXTRA_NOISE, Lesson.SUM}
 
 
+def test_clean_clips_are_foregrounds_among_normal_ones(clips: list[ClipMeta], reader: ClipReader) -> None:
+    known = of(clips, ("fan", Content.MACHINE), ("fan", Content.MIXTURE), ("pump", Content.MIXTURE))
+    lessons = MixtureLessons(known, reader, RECIPE)
+    early = [pitch(front) for batch in lesson_plan(lessons, RECIPE, 0, workers=0) for front in batch.waveform[:, 0]]
+    assert set(early) == {300, 700, 1100}
+    assert 0.1 < np.mean(np.array(early) == 300) < 0.6  # one machine of three
+    kinds = set()
+    for batch in lesson_plan(lessons, RECIPE, 3, workers=0):
+        for (front, _), kind in zip(batch.waveform, batch.place.tolist(), strict=True):
+            kinds.add(kind)
+            assert (pitch(front) == 300) == (kind == Lesson.KNOWN)  # what is known is not asked of the teacher
+    assert kinds == {Lesson.KNOWN, Lesson.EXTRA_NOISE, Lesson.SUM}
+
+
 def test_recorded_noise_takes_the_place_of_the_prior(
     clips: list[ClipMeta], reader: ClipReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

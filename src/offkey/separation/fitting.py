@@ -82,8 +82,8 @@ def choose_mode(clips: Sequence[ClipMeta], mode: Mode = "auto") -> tuple[Way, li
             reasons.append(f"noise-only clips of {', '.join(noise)} stand for background")
         if clean:
             reasons.append(
-                f"{sum(map(len, clean.values()))} clips of a machine alone ({', '.join(clean)}) are not heard: it "
-                "takes clips of noise alone beside them to learn from"
+                f"{sum(map(len, clean.values()))} clips of a machine alone ({', '.join(clean)}) are foregrounds as "
+                "they are, in such background"
             )
         return "mixtures", reasons
     if not (clean and noise):
@@ -135,8 +135,6 @@ def fit_separator(
         # the others are not heard: normal clips of a machine that has clean ones would only cost time to read
         has_clean = by_machine(clips, Content.MACHINE)
         clips = [clip for clip in clips if clip.content is not Content.MIXTURE or clip.machine not in has_clean]
-    else:  # nothing is learnt from a machine alone without noise alone
-        clips = [clip for clip in clips if clip.content is not Content.MACHINE]
     asked = {
         "recipe": recipe.model_dump(mode="json"), "mode": way, "channel": channel, "clips": clips_fingerprint(clips)
     }  # fmt: skip
@@ -282,8 +280,9 @@ def _held_out(clips: Sequence[ClipMeta], recipe: SeparationRecipe) -> tuple[list
             held |= {int(place) for place in order[: max(1, round(share * len(members)))]}
     learning = [clip for place, clip in enumerate(clips) if place not in held]
     waiting = [clip for place, clip in enumerate(clips) if place in held]
-    kinds = {clip.content for clip in waiting}
-    enough = {Content.MACHINE, Content.NOISE} <= kinds or {clip.content for clip in clips} <= kinds
+    known = {Content.MACHINE, Content.NOISE}
+    needed = known if known <= {clip.content for clip in clips} else {Content.MIXTURE}
+    enough = needed <= {clip.content for clip in waiting}
     return (learning, waiting) if enough else (list(clips), [])
 
 

@@ -146,7 +146,8 @@ class MixtureLessons:
     to a normal clip, which stands for the foreground although it has noise of its own: what a net learns to take away,
     it takes away from the clip as well (noisy-target training: Fujimura et al., EUSIPCO 2021). Then the teacher, a
     running mean of that net, separates two normal clips, and the net learns that the separation of their sum is
-    the sum of their separations.
+    the sum of their separations. Clips of a machine alone, where there are any, are foregrounds as they are, and their
+    lessons need no teacher.
 
     Raises OffkeyError where there are no normal clips.
     """
@@ -155,6 +156,7 @@ class MixtureLessons:
 
     def __init__(self, clips: Sequence[ClipMeta], reader: ClipReader, recipe: SeparationRecipe) -> None:
         self.normal = by_machine(clips, Content.MIXTURE)
+        self.clean = by_machine(clips, Content.MACHINE)
         self.noise = by_machine(clips, Content.NOISE)
         if not self.normal:
             raise OffkeyError("separation learns from normal clips, and there are none")
@@ -163,8 +165,11 @@ class MixtureLessons:
         self._limits = recipe.mixing.min_snr_db, recipe.mixing.max_snr_db
 
     def draw(self, rng: np.random.Generator, with_teacher: bool) -> Pair:
-        """One lesson."""
+        """One lesson; of those that are not sums, a machine's clean clips have as many as its normal ones."""
         summed = bool(rng.random() < self._recipe.prior.sum_share) and with_teacher
+        if self.clean and not summed and rng.random() < len(self.clean) / (len(self.clean) + len(self.normal)):
+            name, front = self._shelves.take(self.clean, rng)
+            return self._shelves.meet(Lesson.KNOWN, front, self._background(name, rng), rng, self._limits)
         name, clip = self._shelves.take(self.normal, rng)
         if summed:
             ratio = self._recipe.mixing.sum_ratio_db
