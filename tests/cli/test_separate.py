@@ -367,7 +367,7 @@ def test_long_clips_are_not_kept_whole(
         ("mixing.max_gain_db=1e6", "mixing.max_gain_db: input should be less than or equal to 200"),
         ("training.learning_rate=inf", "training.learning_rate: input should be a finite number"),
         ("mixing.crop_seconds=0.000001", "mixing.crop_seconds 1e-06 is shorter than one frame of the separator"),
-        ("mixing.crop_seconds=0.03", "(1024 samples at 16000 Hz, 0.064 s)"),
+        ("mixing.crop_seconds=0.03", "(2048 samples at 16000 Hz, 0.128 s)"),
     ],
 )
 def test_numbers_that_cannot_be_are_an_error_that_says_so(

@@ -84,10 +84,10 @@ class LocoformerConfig(_Settings):
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "blocks": 2,
-        "width": 24,
+        "width": 48,
         "heads": 2,
-        "attention_width": 24,
-        "hidden": (48, 48),
+        "attention_width": 32,
+        "hidden": (64, 64),
         "frequency_stride": 8,
     },
     "small": {"blocks": 4, "width": 96, "hidden": (128, 128), "kernel": 8},
@@ -106,9 +106,9 @@ class SeparatorConfig(_Settings):
     """
 
     rate: int = Field(default=16000, ge=1000, le=768_000, description="sampling rate, Hz")
-    locoformer: LocoformerConfig = LocoformerConfig.of("tiny", attention_frames=31)
-    n_fft: int = Field(default=1024, ge=8, description="samples of a frame, and length of its Fourier transform")
-    hop: int = Field(default=512, ge=1, description="samples from one frame to the next; n_fft is a multiple of it")
+    locoformer: LocoformerConfig = LocoformerConfig.of("tiny", attention_frames=15)
+    n_fft: int = Field(default=2048, ge=8, description="samples of a frame, and length of its Fourier transform")
+    hop: int = Field(default=1024, ge=1, description="samples from one frame to the next; n_fft is a multiple of it")
     compression: float = Field(
         default=0.3,
         gt=0,
