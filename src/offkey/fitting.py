@@ -109,6 +109,8 @@ def fit(
     if separate:
         progress.say(about_surroundings)
         return _through_separator(source, config, None if out is None else Path(out), again | {"failures": failures})
+    if config.separation.fit != "never":  # members of an ensemble are not asked again
+        config = config.model_copy(update={"separation": config.separation.model_copy(update={"fit": "never"})})
     front_end, separator = _separators(config)
     asked: dict[str, Any] = {"settings": config.model_dump(mode="json"), "clips": clips_fingerprint(clips + extra)}
     if front_end is not None or separator is not None:  # a path may hold other weights than last time
@@ -127,7 +129,10 @@ def fit(
             return finished
 
     if config.kind == "ensemble":
-        return _fit_members(source, config, out, asked, (), {**again, "failures": failures}, wanted)
+        if about_surroundings:
+            progress.say(about_surroundings)
+        reasons = [about_surroundings] if about_surroundings else []
+        return _fit_members(source, config, out, asked, reasons, {**again, "failures": failures}, wanted)
     check_encoder(config)  # before minutes of reading
     stem_cache = ArrayCache(default_cache_dir() / "stems", STEMS_BYTES)
     reader = ClipReader(config.audio, stem_cache if front_end else ArrayCache(default_cache_dir()), front_end)
@@ -234,7 +239,7 @@ def _fit_members(
 
 
 def _through_separator(source: Source, config: SystemConfig, out: Path | None, again: Mapping[str, Any]) -> Detector:
-    """Fit a separator into `out`/separator, as `auto` was asked to, and then the detector that hears through it."""
+    """Fit a separator into `out`/separator, and then the detector that hears through it."""
     from offkey.separation.fitting import fit_separator
     from offkey.separation.recipe import SeparationRecipe
 
@@ -250,9 +255,8 @@ def _through_separator(source: Source, config: SystemConfig, out: Path | None, a
         # clips that cannot be read are noted when the detector is fitted
         passed = {key: again[key] for key in keys}
         fit_separator(source, place, recipe, channel=config.audio.channel, failures=[], **passed)
-        told = config.separation.model_copy(update={"front_end": str(place)})
-        auto = config.auto.model_copy(update={"separator": False})
-        return fit(source, config.model_copy(update={"separation": told, "auto": auto}), out=out, **again)
+        told = config.separation.model_copy(update={"front_end": str(place), "fit": "never"})
+        return fit(source, config.model_copy(update={"separation": told}), out=out, **again)
 
 
 def _separators(config: SystemConfig) -> tuple[FrontEnd | None, Any]:

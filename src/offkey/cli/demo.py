@@ -83,4 +83,4 @@ def demo(
 
 # fewer and shorter lessons than the preset's, and no separator: the whole demo is to take minutes on a laptop;
 # no encoder either, so that it is the same whatever weights are at hand
-DEMO = ("training.epochs=6", "model.width=0.25", "auto.retrieval=false", "auto.separator=false")
+DEMO = ("training.epochs=6", "model.width=0.25", "auto.retrieval=false", "separation.fit=never")

@@ -37,8 +37,8 @@ The numbers of `offkey reproduce`: measured, see docs/benchmarks.md; `read` is r
 GPU_RATES = {"read": 0.004, "network": 0.004, "beats hears": 0.0045, "efficientat hears": 0.004}
 """The same on a GPU: counted and bound by decoding, not measured."""
 
-SEPARATOR_MINUTES = 19.0
-"""What the separator that `auto` fits takes on one core: 18 epochs took 17 minutes (docs/benchmarks.md), it has 20."""
+SEPARATOR_MINUTES = 22.0
+"""What a separator takes on one core: 20 epochs took 22 minutes (docs/benchmarks.md)."""
 
 FEWEST_ALONE = 20
 """Clips of machines alone, and as many of noise alone, from which a separator is fitted unasked."""
@@ -94,18 +94,18 @@ def settle(
 
 
 def wants_separator(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequence[ClipMeta]) -> tuple[bool, str]:
-    """Whether an `auto` system has a separator fitted first, and a sentence on why, or why not.
+    """Whether a system has a separator fitted first (`separation.fit`), and a sentence on why, or why not.
 
-    It is where somebody asked for it, or where there is enough to learn it from, time, and something to gain: clips of
+    With "auto" it has one where there is enough to learn it from, time, and something to gain: clips of
     noise alone that differ from one another more than clips of the machine alone do. Surroundings that stay the same
     hide little, and what a separator takes from the machine then costs more than it brings (docs/benchmarks.md).
     Never where a front end is named already, or where training clips are remixed; the sentence is empty where there is
     nothing to say.
     """
-    if config.kind != "auto" or config.separation.front_end or config.augmentation.remix.enabled:
+    if config.separation.fit == "never" or config.separation.front_end or config.augmentation.remix.enabled:
         return False, ""
-    if config.auto.separator is not None:
-        return config.auto.separator, "a separator first, as the settings say" if config.auto.separator else ""
+    if config.separation.fit == "always":
+        return True, "a separator first, as the settings say"
     alone = {
         what: [clip for clip in extra if clip.content is content]
         for what, content in (("the machine", Content.MACHINE), ("noise", Content.NOISE))
@@ -114,14 +114,14 @@ def wants_separator(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequ
     if not told:
         return False, ""
     if min(map(len, alone.values())) < FEWEST_ALONE:
-        return False, f"{told}: too few for a separator, which takes {FEWEST_ALONE} of each (auto.separator=true)"
+        return False, f"{told}: too few for a separator, which takes {FEWEST_ALONE} of each (separation.fit=always)"
     if not _separator_fits(config, clips, extra):
         return False, f"for a separator, about {_time(SEPARATOR_MINUTES)} more, auto.minutes has no room"
     machine, noise = (unlikeness(found, config.audio, config.mel) for found in alone.values())
     differ = f"from clip to clip noise alone differs by {noise:.1f} dB, the machine alone by {machine:.1f} dB"
     if noise > machine:
         return True, f"{differ}: a separator is fitted first, in about {_time(SEPARATOR_MINUTES)}"
-    return False, f"{differ}: a separator would bring little (auto.separator=true fits one)"
+    return False, f"{differ}: a separator would bring little (separation.fit=always fits one)"
 
 
 def _separator_fits(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequence[ClipMeta]) -> bool:

@@ -157,6 +157,12 @@ class CalibrationConfig(_Settings):
 class SeparationConfig(_Settings):
     """Separators that the system uses; each is the folder of one (`offkey fit-separator`), empty for none."""
 
+    fit: Literal["never", "auto", "always"] = Field(
+        "never",
+        description="fit a separator first, where no front end is named, and hear every clip through it; auto: where "
+        "there are 20 clips or more of the machine alone and of noise alone each, those of noise differ more from one "
+        "another, and auto.minutes has room",
+    )
     model: str = Field("", description="separator that augmentation.remix takes clips apart with")
     front_end: str = Field("", description="separator that every clip goes through before features, in scoring too")
     keep: Literal["foreground", "background"] = Field("foreground", description="part that the front end passes on")
@@ -207,12 +213,6 @@ class AutoConfig(_Settings):
         True,
         description="retrieval joins as a second system where weights of an encoder are at hand",
     )
-    separator: bool | None = Field(
-        None,
-        description="first fit a separator, where no front end is named, and hear every clip through it; left out: "
-        "where there are 20 clips or more of the machine alone and of noise alone each, those of noise differ more "
-        "from one another, and auto.minutes has room",
-    )
     minutes: float = Field(
         0.0,
         ge=0,
@@ -249,6 +249,19 @@ class SystemConfig(_Settings):
     calibration: CalibrationConfig = CalibrationConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     auto: AutoConfig = AutoConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_names(cls, given: Any) -> Any:
+        """`separation.fit` was `auto.separator` (true, false or null) in detectors of older versions."""
+        told = given.get("auto") if isinstance(given, Mapping) else None
+        if not isinstance(told, Mapping) or "separator" not in told:
+            return given
+        rest = {name: value for name, value in told.items() if name != "separator"}
+        if not isinstance(told["separator"], bool):
+            return {**given, "auto": rest}
+        fit = "always" if told["separator"] else "never"
+        return {**given, "auto": rest, "separation": {"fit": fit, **(given.get("separation") or {})}}
 
     @model_validator(mode="before")
     @classmethod
@@ -366,7 +379,7 @@ class SystemConfig(_Settings):
 
     @model_validator(mode="after")
     def _remix_needs_a_separator(self) -> SystemConfig:
-        if self.augmentation.remix.enabled and self.separation.front_end:
+        if self.augmentation.remix.enabled and (self.separation.front_end or self.separation.fit == "always"):
             raise ValueError(
                 "augmentation.remix puts backgrounds into training clips and separation.front_end takes them out of "
                 "the clips that are scored: choose one of the two"
