@@ -196,7 +196,9 @@ def test_a_separator_that_was_asked_for_is_fitted_and_no_second_one(differ: Call
     assert any("goes through a separator first, which passes on its foreground" in reason for reason in reasons)
 
 
-def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def separators(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders into which a separator was fitted: a low-pass filter, in no time."""
     asked: list[Path] = []
 
     def fit_separator(source: Any, out: Path, recipe: Any, **keywords: Any) -> None:
@@ -206,10 +208,14 @@ def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, m
 
     monkeypatch.setitem(sys.modules, "offkey.separation.separator", SimpleNamespace(Separator=LowPass))
     monkeypatch.setattr("offkey.separation.fitting.fit_separator", fit_separator)
+    return asked
+
+
+def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, separators: list[Path]) -> None:
     told = ["separation.fit=always"]
     out = tmp_path / "m"
     detector = fit(small_set, "auto", out=out, overrides=told, machines=["fan"], workers=0)
-    assert asked == [out / "separator"]
+    assert separators == [out / "separator"]
     assert any("goes through a separator first" in reason for reason in detector.reasons)
     clip = next((small_set / "fan" / "test").glob("*.wav"))
     plain = fit(small_set, "auto", machines=["fan"], workers=0)
@@ -226,17 +232,8 @@ def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, m
 
 
 def test_an_ensemble_asks_once_whether_a_separator_pays_and_its_members_share_it(
-    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separators: list[Path]
 ) -> None:
-    asked: list[Path] = []
-
-    def fit_separator(source: Any, out: Path, recipe: Any, **keywords: Any) -> None:
-        asked.append(out)
-        LowPass(1000.0).save(out)
-        (out / MANIFEST).write_text("{}")
-
-    monkeypatch.setitem(sys.modules, "offkey.separation.separator", SimpleNamespace(Separator=LowPass))
-    monkeypatch.setattr("offkey.separation.fitting.fit_separator", fit_separator)
     assert load_preset("ensemble").separation.fit == "auto"
     members = "ensemble.members=['logmel-density', 'loudness']"
     heard: list[str] = []
@@ -248,7 +245,7 @@ def test_an_ensemble_asks_once_whether_a_separator_pays_and_its_members_share_it
 
     monkeypatch.setattr("offkey.fitting.wants_separator", wants)
     blend = fit(small_set, "ensemble", out=tmp_path / "m", overrides=[members], machines=["fan"], workers=0)
-    assert asked == [tmp_path / "m" / "separator"]
+    assert separators == [tmp_path / "m" / "separator"]
     assert isinstance(blend, Ensemble)
     assert all(member.front_end is not None for member in blend.members.values())
 
@@ -260,7 +257,7 @@ def test_an_ensemble_asks_once_whether_a_separator_pays_and_its_members_share_it
     plain = fit(small_set, "ensemble", overrides=[members], machines=["fan"], workers=0)
     assert heard == ["auto", "never", "never"]  # the members do not decide again
     assert "it does not pay" in plain.reasons
-    assert len(asked) == 1
+    assert len(separators) == 1
 
 
 def test_settings_of_older_versions_say_whether_a_separator_is_fitted() -> None:
