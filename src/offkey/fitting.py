@@ -53,13 +53,6 @@ class FitError(OffkeyError):
     """A detector cannot be fitted from what was given."""
 
 
-_TAKEN_AWAY = {"foreground": Content.NOISE, "background": Content.MACHINE}
-"""Supplemental clips of which a front end leaves its errors alone, by the part that it passes on.
-
-Brought to the level of a clip, those would be lessons of what is not there.
-"""
-
-
 def fit(
     source: str | Path | Source,
     system: str | Path | SystemConfig = "auto",
@@ -143,8 +136,6 @@ def fit(
     check_encoder(config)  # before minutes of reading
     stem_cache = ArrayCache(default_cache_dir() / "stems", STEMS_BYTES)
     reader = ClipReader(config.audio, stem_cache if front_end else ArrayCache(default_cache_dir()), front_end)
-    if front_end is not None:
-        extra = [clip for clip in extra if clip.content is not _TAKEN_AWAY[config.separation.keep]]
     lengths: dict[Path, float] = {}
     clips, extra = (
         _readable(clips, reader, workers, progress, failures, lengths),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from offkey.separation.stems import Stems
 from offkey.systems.config import load_preset
 from offkey.systems.lessons import Lessons, Outcome
 from offkey.systems.settings import SettingsError
-from offkey.types import ClipMeta, Content, OffkeyError, Split
+from offkey.types import Content, OffkeyError, Split
 
 
 @pytest.fixture
@@ -85,31 +85,6 @@ def test_other_weights_at_the_same_place_are_another_detector(
     LowPass(500.0).save(tmp_path / "separator 1000")
     with pytest.raises(DetectorError, match="other settings or clips"):
         fit(small_set, "loudness", out=tmp_path / "m", overrides=asked, workers=0)
-
-
-@pytest.mark.parametrize(
-    ("keep", "left"),
-    [("foreground", {Content.MIXTURE, Content.MACHINE}), ("background", {Content.MIXTURE, Content.NOISE})],
-)
-def test_what_a_front_end_takes_away_is_no_lesson(
-    small_set: Path, separator: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch, keep: str, left: set[Content]
-) -> None:
-    """Its errors on noise alone, raised to a clip's level, were learnt as a class and mixed into clips."""
-
-    class Heard(Exception):
-        pass
-
-    def label(clips: Sequence[ClipMeta], *_: object) -> None:
-        raise Heard({clip.content for clip in clips})
-
-    monkeypatch.setattr("offkey.fitting.label_clips", label)
-    asked = [f"separation.front_end={separator(1000.0)}", f"separation.keep={keep}"]
-    with pytest.raises(Heard) as heard:
-        fit(small_set, "discriminative", overrides=asked, workers=0)
-    assert heard.value.args == (left,)
-    with pytest.raises(Heard) as heard:
-        fit(small_set, "discriminative", workers=0)
-    assert heard.value.args == ({Content.MIXTURE, Content.MACHINE, Content.NOISE},)
 
 
 def test_remixed_lessons_repeat_and_differ_from_plain_ones(
