@@ -122,3 +122,19 @@ def test_remix_is_switched_off_where_no_network_is_trained_and_it_says_so() -> N
     assert config.augmentation.remix.enabled
     assert not any("switched off" in reason for reason in reasons)
     assert not any("switched off" in reason for reason in choose(AUTO, clips("fan", 5))[1])
+
+
+def test_behind_a_separator_local_density_judges_as_well() -> None:
+    def scorers(count: int, *overrides: str) -> tuple[list[str], list[str]]:
+        settled, reasons = choose(load_preset("auto", overrides), clips("fan", count, 3))
+        return [f"{entry.view}:{entry.scorer.name}" for entry in settled.scoring.scorers], reasons
+
+    usual = ["network:density", "logmel:mahalanobis", "logmel:mahalanobis"]
+    assert scorers(60)[0] == usual
+    found, reasons = scorers(60, "separation.front_end=x")
+    assert found == [*usual, "logmel:density"]
+    assert reasons[0] == "behind a separator, local density on log-mel statistics judges as well"
+    assert not any(reason.startswith("as the settings say") for reason in reasons)
+    assert scorers(10, "separation.front_end=x")[0] == [*usual[1:], "logmel:density"]
+    own = "scoring.scorers=[{view = 'loudness', scorer = {name = 'level'}}]"
+    assert scorers(10, "separation.front_end=x", own)[0] == ["loudness:level"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from offkey.data.labels import LabelSpace
-from offkey.systems.config import SystemConfig
+from offkey.systems.config import SystemConfig, load_preset
 from offkey.types import ClipMeta, Content
 
 __all__ = ["choose", "without_network"]
@@ -31,7 +31,7 @@ def choose(
     if config.kind != "auto":
         return config, []
     machines = sorted({clip.machine for clip in clips})
-    reasons: list[str] = []
+    config, reasons = _behind_separator(config)
     if len(clips) < FEWEST_CLIPS:
         reasons.append(
             f"{len(clips)} normal clips are too few to train a network (it takes {FEWEST_CLIPS}): "
@@ -100,6 +100,19 @@ def without_network(config: SystemConfig) -> tuple[SystemConfig, list[str]]:
     changes["augmentation"] = {"remix": {"enabled": False}}
     remark = "augmentation.remix is switched off: it makes clips to train on, and nothing is trained"
     return _changed(config, **changes), [remark]
+
+
+def _behind_separator(config: SystemConfig) -> tuple[SystemConfig, list[str]]:
+    """With the scorer of logmel-density as well, where clips go through a separator; scorers that somebody set stay.
+
+    What a separator errs in differs from clip to clip: one clip that is like it says more than a mean of all. Settled
+    on simulated machines (docs/benchmarks.md).
+    """
+    if not config.separation.front_end or config.scoring != load_preset("auto").scoring:
+        return config, []
+    scorers = (*config.scoring.scorers, *load_preset("logmel-density").scoring.scorers)
+    joined = config.model_copy(update={"scoring": config.scoring.model_copy(update={"scorers": scorers})})
+    return joined, ["behind a separator, local density on log-mel statistics judges as well"]
 
 
 def _changed(config: SystemConfig, **changes: Any) -> SystemConfig:
