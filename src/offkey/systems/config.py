@@ -253,15 +253,17 @@ class SystemConfig(_Settings):
     @model_validator(mode="before")
     @classmethod
     def _older_names(cls, given: Any) -> Any:
-        """`separation.fit` was `auto.separator` (true, false or null) in detectors of older versions."""
+        """`separation.fit` was `auto.separator` (true, false or null) in settings of older versions, and wins."""
         told = given.get("auto") if isinstance(given, Mapping) else None
         if not isinstance(told, Mapping) or "separator" not in told:
             return given
         rest = {name: value for name, value in told.items() if name != "separator"}
-        if not isinstance(told["separator"], bool):
-            return {**given, "auto": rest}
-        fit = "always" if told["separator"] else "never"
-        return {**given, "auto": rest, "separation": {"fit": fit, **(given.get("separation") or {})}}
+        fit = told["separator"]
+        if isinstance(fit, bool):
+            fit = "always" if fit else "never"
+        elif fit is None:
+            fit = "auto" if given.get("kind") == "auto" else "never"
+        return {**given, "auto": rest, "separation": {**(given.get("separation") or {}), "fit": fit}}
 
     @model_validator(mode="before")
     @classmethod
