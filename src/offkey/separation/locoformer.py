@@ -127,7 +127,7 @@ class _Attention(nn.Module):
             turned = torch.view_as_real(pairs * turns[:, None, None]).flatten(-2).to(value.dtype)
         query, key, value = (part.transpose(1, 2) for part in (*turned.unbind(2), value[:, :, 0]))
         if x.device.type == "cpu" and value.dtype == torch.bfloat16:
-            # on a CPU, torch's attention in bfloat16 takes four times as long to go backward as in float32
+            # on a CPU, torch's attention in bfloat16 takes ten times as long to go backward as in float32
             with torch.autocast("cpu", enabled=False):
                 heard = self._attend(query.float(), key.float(), value.float())
         else:
