@@ -157,6 +157,8 @@ def default_systems(weights: Path | None) -> list[str]:
         config = load_preset(name)
         settings: list[str] = []
         encoded = config.encoder.name != "none"
+        if config.separation.fit != "never":  # twenty minutes a run; what separators bring has a table of its own
+            settings.append("separation.fit=never")
         if encoded:
             if weights is None:
                 continue
@@ -168,6 +170,9 @@ def default_systems(weights: Path | None) -> list[str]:
         elif config.kind != "training-free":
             settings.append(f"training.epochs={ENCODED if encoded else EPOCHS.get(name, 6)}")
         rows.append(" ".join([f"{name}={name}", *settings]))
+        if config.kind == "auto" and weights is not None:  # with what it does where weights are at hand
+            listening = ["encoder.name=efficientat", f"encoder.weights={weights.absolute()}"]
+            rows.append(" ".join([f"{name}-efficientat={name}", *settings, *listening]))
     return rows
 
 

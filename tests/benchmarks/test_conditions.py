@@ -81,10 +81,11 @@ def test_every_preset_is_a_row_once_its_weights_are_there(conditions: ModuleType
     assert [text.split("=")[0] for text in conditions.default_systems(None)] == free
     weights = tmp_path / "weights.pt"
     rows = [Contestant.read(text) for text in conditions.default_systems(weights)]
-    assert [row.name for row in rows] == preset_names()
+    assert [row.name for row in rows] == sorted([*preset_names(), "auto-efficientat"])
     for row in rows:
         config = load_preset(row.system, row.overrides)
         assert config.encoder.name in ("none", "efficientat")
+        assert config.separation.fit == "never"
         if config.kind != "training-free":
             assert config.training.epochs < load_preset(row.system).training.epochs
 

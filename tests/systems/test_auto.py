@@ -178,11 +178,12 @@ def test_a_separator_needs_time(differ: Callable[..., None], monkeypatch: pytest
     differ(3.0, 1.0)
     monkeypatch.setattr(auto, "_seconds", lambda clip: 100.0)
     monkeypatch.setattr(auto, "_gpu", lambda: False)
-    assert separator("auto.minutes=35")[0]
-    assert separator("auto.minutes=24") == (  # with the network it would be more
-        False,
-        "for a separator, about 22 minutes more, auto.minutes has no room",
-    )
+    no_room = (False, "for a separator, about 22 minutes more, auto.minutes has no room")
+    assert separator("auto.minutes=24")[0]  # no network is trained behind one
+    assert separator("auto.minutes=21") == no_room
+    network = "scoring.scorers=[{view = 'network', scorer = {name = 'gmm'}}]"
+    assert separator("auto.minutes=35", network)[0]
+    assert separator("auto.minutes=24", network) == no_room
 
 
 def test_a_separator_that_was_asked_for_is_fitted_and_no_second_one(differ: Callable[..., None]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from offkey.systems.choose import FEWEST_CLIPS, choose
+from offkey.systems.choose import FEWEST_CLIPS, choose, trains_behind_separator
 from offkey.systems.config import load_preset, preset_names
 from offkey.types import ClipMeta, Content, Domain, Split
 
@@ -124,17 +124,33 @@ def test_remix_is_switched_off_where_no_network_is_trained_and_it_says_so() -> N
     assert not any("switched off" in reason for reason in choose(AUTO, clips("fan", 5))[1])
 
 
-def test_behind_a_separator_local_density_judges_as_well() -> None:
-    def scorers(count: int, *overrides: str) -> tuple[list[str], list[str]]:
-        settled, reasons = choose(load_preset("auto", overrides), clips("fan", count, 3))
-        return [f"{entry.view}:{entry.scorer.name}" for entry in settled.scoring.scorers], reasons
+def test_behind_a_separator_log_mel_statistics_judge_alone() -> None:
+    def settled(count: int, *overrides: str) -> tuple[str, list[str], list[str]]:
+        config, reasons = choose(load_preset("auto", overrides), clips("fan", count, 3))
+        return config.kind, [f"{entry.view}:{entry.scorer.name}" for entry in config.scoring.scorers], reasons
 
     usual = ["network:density", "logmel:mahalanobis", "logmel:mahalanobis"]
-    assert scorers(60)[0] == usual
-    found, reasons = scorers(60, "separation.front_end=x")
-    assert found == [*usual, "logmel:density"]
-    assert reasons[0] == "behind a separator, local density on log-mel statistics judges as well"
-    assert not any(reason.startswith("as the settings say") for reason in reasons)
-    assert scorers(10, "separation.front_end=x")[0] == [*usual[1:], "logmel:density"]
+    assert settled(60)[:2] == ("discriminative", usual)
+    for count in (10, 60):
+        kind, scorers, reasons = settled(count, "separation.front_end=x")
+        assert (kind, scorers) == ("training-free", [*usual[1:], "logmel:density"])
+        assert len(reasons) == 1
+        assert "behind a separator three scores of log-mel statistics judge, and no network" in reasons[0]
     own = "scoring.scorers=[{view = 'loudness', scorer = {name = 'level'}}]"
-    assert scorers(10, "separation.front_end=x", own)[0] == ["loudness:level"]
+    assert settled(10, "separation.front_end=x", own)[1] == ["loudness:level"]
+    network = "scoring.scorers=[{view = 'network', scorer = {name = 'gmm'}}]"
+    assert settled(60, "separation.front_end=x", network)[:2] == ("discriminative", ["network:gmm"])
+
+
+@pytest.mark.parametrize(
+    ("system", "overrides", "trains"),
+    [
+        ("auto", [], False),
+        ("auto", ["scoring.scorers=[{view = 'network', scorer = {name = 'gmm'}}]"], True),
+        ("logmel-knn", [], False),
+        ("discriminative", [], True),
+        ("ensemble", [], True),
+    ],
+)
+def test_who_trains_behind_a_separator(system: str, overrides: list[str], trains: bool) -> None:
+    assert trains_behind_separator(load_preset(system, overrides)) is trains

@@ -12,7 +12,7 @@ from statistics import median
 from offkey.encoders.catalog import WeightsError
 from offkey.encoders.config import ENCODERS
 from offkey.encoders.weights import find
-from offkey.systems.choose import FEWEST_CLIPS, choose, without_network
+from offkey.systems.choose import FEWEST_CLIPS, choose, trains_behind_separator, without_network
 from offkey.systems.config import SystemConfig, load_preset, preset_names
 from offkey.systems.members import given_settings
 from offkey.systems.surroundings import unlikeness
@@ -130,7 +130,7 @@ def _separator_fits(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequ
     if not limit:
         return True
     network = 0.0
-    if len(clips) >= FEWEST_CLIPS:
+    if trains_behind_separator(config) and len(clips) >= FEWEST_CLIPS:
         network = _minutes("network", (len(clips) + len(extra)) * config.training.epochs, _sound(clips))
     return (network if network <= limit else 0.0) + SEPARATOR_MINUTES <= limit
 

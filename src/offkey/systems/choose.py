@@ -10,7 +10,7 @@ from offkey.data.labels import LabelSpace
 from offkey.systems.config import SystemConfig, load_preset
 from offkey.types import ClipMeta, Content
 
-__all__ = ["choose", "without_network"]
+__all__ = ["choose", "trains_behind_separator", "without_network"]
 
 FEWEST_CLIPS = 40
 """Normal clips below which a network would learn the clips by heart instead of the machine."""
@@ -31,12 +31,19 @@ def choose(
     if config.kind != "auto":
         return config, []
     machines = sorted({clip.machine for clip in clips})
-    config, reasons = _behind_separator(config)
-    if len(clips) < FEWEST_CLIPS:
+    reasons: list[str] = []
+    if config.separation.front_end and not trains_behind_separator(config):
+        config = _behind_separator(config)
+        reasons.append(
+            "behind a separator three scores of log-mel statistics judge, and no network: it added nothing there "
+            "(docs/benchmarks.md; `--system discriminative` trains one)"
+        )
+    elif len(clips) < FEWEST_CLIPS:
         reasons.append(
             f"{len(clips)} normal clips are too few to train a network (it takes {FEWEST_CLIPS}): "
             "training-free log-mel statistics"
         )
+    if reasons:
         if config.encoder.name != "none":
             reasons.append(f"so {config.encoder.name} is not asked either")
         single, remarks = without_network(config)
@@ -86,6 +93,13 @@ def choose(
     return _changed(config, kind="discriminative", labels=labels), reasons
 
 
+def trains_behind_separator(config: SystemConfig) -> bool:
+    """Whether a system may train a network behind a separator: `auto` does only with scorers that somebody set."""
+    if config.kind == "auto":
+        return config.scoring != load_preset("auto").scoring
+    return config.kind != "training-free"
+
+
 def without_network(config: SystemConfig) -> tuple[SystemConfig, list[str]]:
     """What `auto` becomes where no network is trained: training-free, without what only a network could use.
 
@@ -102,17 +116,14 @@ def without_network(config: SystemConfig) -> tuple[SystemConfig, list[str]]:
     return _changed(config, **changes), [remark]
 
 
-def _behind_separator(config: SystemConfig) -> tuple[SystemConfig, list[str]]:
-    """With the scorer of logmel-density as well, where clips go through a separator; scorers that somebody set stay.
+def _behind_separator(config: SystemConfig) -> SystemConfig:
+    """With the scorer of logmel-density as well.
 
-    What a separator errs in differs from clip to clip: one clip that is like it says more than a mean of all. Settled
-    on simulated machines (docs/benchmarks.md).
+    What a separator errs in differs from clip to clip: one clip that is like it says more than a mean of all. That
+    scorer joins, and the network leaves: settled on simulated machines (docs/benchmarks.md).
     """
-    if not config.separation.front_end or config.scoring != load_preset("auto").scoring:
-        return config, []
     scorers = (*config.scoring.scorers, *load_preset("logmel-density").scoring.scorers)
-    joined = config.model_copy(update={"scoring": config.scoring.model_copy(update={"scorers": scorers})})
-    return joined, ["behind a separator, local density on log-mel statistics judges as well"]
+    return config.model_copy(update={"scoring": config.scoring.model_copy(update={"scorers": scorers})})
 
 
 def _changed(config: SystemConfig, **changes: Any) -> SystemConfig:
