@@ -169,8 +169,11 @@ def default_systems(weights: Path | None) -> list[str]:
             settings += CONVOLUTIONAL if encoded else DENSE
         elif config.kind != "training-free":
             settings.append(f"training.epochs={ENCODED if encoded else EPOCHS.get(name, 6)}")
-        rows.append(" ".join([f"{name}={name}", *settings]))
-        if config.kind == "auto" and weights is not None:  # with what it does where weights are at hand
+        if config.kind != "auto":
+            rows.append(" ".join([f"{name}={name}", *settings]))
+            continue
+        rows.append(" ".join([f"{name}={name}", *settings, "auto.retrieval=false"]))  # whatever weights are at hand
+        if weights is not None:
             listening = ["encoder.name=efficientat", f"encoder.weights={weights.absolute()}"]
             rows.append(" ".join([f"{name}-efficientat={name}", *settings, *listening]))
     return rows

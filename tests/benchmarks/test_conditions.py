@@ -86,6 +86,7 @@ def test_every_preset_is_a_row_once_its_weights_are_there(conditions: ModuleType
         config = load_preset(row.system, row.overrides)
         assert config.encoder.name in ("none", "efficientat")
         assert config.separation.fit == "never"
+        assert config.auto.retrieval is (row.name != "auto")  # one without whatever weights are at hand, one with
         if config.kind != "training-free":
             assert config.training.epochs < load_preset(row.system).training.epochs
 
