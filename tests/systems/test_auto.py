@@ -118,6 +118,20 @@ def test_time_is_reckoned_from_measured_rates(small_set: Path) -> None:
     assert auto.settle(load_preset("auto"), clips("fan", 50))[1][-1] == "50 normal clips"
 
 
+def test_what_a_separator_hears_takes_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "_seconds", lambda clip: 100.0)
+    monkeypatch.setattr(auto, "_gpu", lambda: False)
+
+    def told(*overrides: str) -> str:
+        return auto.settle(load_preset("auto", ["separation.front_end=x", *overrides]), clips("fan", 60, 3), BOTH)[1][
+            -1
+        ]
+
+    assert "about 4 minutes on" in told()  # 60 clips of ten times 10 s, 0.32 s each, and reading
+    network = "scoring.scorers=[{view = 'network', scorer = {name = 'gmm'}}]"
+    assert "about 16 minutes on" in told(network)  # 100 clips through the separator, and 16 epochs of 100
+
+
 def test_a_time_bound_leaves_the_network_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "_seconds", lambda clip: 100.0)
     monkeypatch.setattr(auto, "_gpu", lambda: False)

@@ -40,6 +40,9 @@ GPU_RATES = {"read": 0.004, "network": 0.004, "beats hears": 0.0045, "efficienta
 SEPARATOR_MINUTES = 22.0
 """What a separator takes on one core: 20 epochs took 22 minutes (docs/benchmarks.md)."""
 
+SEPARATOR_HEARS = 0.32
+"""Seconds that a separator takes for a clip of 10 s on two cores, GPU or not: ten minutes of sound took 19 s."""
+
 FEWEST_ALONE = 20
 """Clips of machines alone, and as many of noise alone, from which a separator is fitted unasked."""
 
@@ -83,6 +86,8 @@ def settle(
     elif about_encoder:
         reasons.append(about_encoder)
     if config.separation.front_end:
+        through = heard if single.kind == "discriminative" else len(clips)
+        minutes += through * SEPARATOR_HEARS * seconds / 10.0 / 60.0
         reasons.append(f"every clip goes through a separator first, which passes on its {config.separation.keep}")
     where = "a GPU" if _gpu() else "two processor cores"
     reasons.append(
