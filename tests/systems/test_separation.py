@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 
 import offkey
 from offkey.audio.io import AudioConfig, read_clip
+from offkey.cli.explain import pictures
 from offkey.data.labels import LabelSpace
 from offkey.data.loader import ClipReader
 from offkey.data.source import open_source
@@ -74,6 +76,27 @@ def test_a_detector_takes_its_front_end_along(
         (moved / "manifest.json").write_text(json.dumps(told))
         with pytest.raises(DetectorError, match=r"outside its folder|is not the file"):
             offkey.load(moved)
+
+
+def test_the_normal_clip_in_a_picture_is_what_the_front_end_makes_of_it(
+    small_set: Path, tmp_path: Path, separator: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the recording itself stood beside the foreground of the clip
+    overrides = [f"separation.front_end={separator(1000.0)}"]
+    detector = fit(small_set, "logmel-knn", machines=["fan"], overrides=overrides, workers=0)
+    drawn = []
+
+    def draw(explanation: Any, mel: Any, title: str, out: Path, normal: Any) -> Path:
+        drawn.append((explanation.nearest, normal))
+        return out
+
+    monkeypatch.setattr("offkey.explaining.draw", draw)
+    rows = list(detector.score_files(sorted(small_set.glob("fan/test/*.wav"))[:1], workers=0))
+    assert [one.error for one in pictures(detector, rows, tmp_path)] == [None]
+    [(nearest, normal)] = drawn
+    whole = read_clip(small_set / "fan" / "train" / nearest, detector.config.audio)
+    np.testing.assert_array_equal(normal, detector.reader().read(small_set / "fan" / "train" / nearest))
+    assert np.abs(np.fft.rfft(normal))[-1000:].max() < 0.01 * np.abs(np.fft.rfft(whole))[-1000:].max()
 
 
 def test_other_weights_at_the_same_place_are_another_detector(

@@ -132,7 +132,6 @@ def _explained(
     detector: Detector, clip: Path, verdict: Verdict, picture: Path, normal: Path | None
 ) -> tuple[Explanation, Path]:
     """What departs from normal in a clip, drawn to `picture`."""
-    from offkey.audio.io import read_clip
     from offkey.audio.mel import LogMel
     from offkey.explaining import draw
 
@@ -143,7 +142,7 @@ def _explained(
     beside = None
     if found is not None:
         try:
-            beside = read_clip(found, told.config.audio)
+            beside = told.reader().read(found)
         except OffkeyError:
             beside = None  # what the detector keeps of it is shown instead
     state = "alarm" if verdict.is_anomalous else "no alarm"
