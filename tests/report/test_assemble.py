@@ -63,6 +63,17 @@ def test_report_and_stems_lead_to_each_other(
     assert links(made["a: <b> & 100%-separation.html"]) == [name]
 
 
+def test_pictures_of_a_foreground_say_so(
+    pages: Callable[..., dict[str, Outline]], behind: Callable[[str, float], Detector], fitted: Callable[[str], Any]
+) -> None:
+    said = "Nearest normal clip, its foreground, which is what the system hears: "
+    shown = pages(behind("logmel-knn", 500.0))["report.html"].text
+    assert shown.count(said) == shown.count("Nearest normal clip") > 0
+    shown = pages(fitted("logmel-knn").detector)["report.html"].text
+    assert "Nearest normal clip: " in shown
+    assert "which is what the system hears" not in shown
+
+
 def test_an_ensemble_shows_each_front_end(
     pages: Callable[..., dict[str, Outline]], behind: Callable[[str, float], Detector], fitted: Callable[[str], Any]
 ) -> None:

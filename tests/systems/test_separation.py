@@ -86,7 +86,8 @@ def test_the_normal_clip_in_a_picture_is_what_the_front_end_makes_of_it(
     detector = fit(small_set, "logmel-knn", machines=["fan"], overrides=overrides, workers=0)
     drawn = []
 
-    def draw(explanation: Any, mel: Any, title: str, out: Path, normal: Any) -> Path:
+    def draw(explanation: Any, mel: Any, title: str, out: Path, normal: Any, part: str) -> Path:
+        assert part == "foreground"
         drawn.append((explanation.nearest, normal))
         return out
 

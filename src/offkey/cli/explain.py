@@ -147,7 +147,8 @@ def _explained(
             beside = None  # what the detector keeps of it is shown instead
     state = "alarm" if verdict.is_anomalous else "no alarm"
     title = f"{clip.name}: {state}, p = {verdict.p_value:.3g}"
-    return explanation, draw(explanation, mel, title, picture, beside)
+    part = "" if told.front_end is None else told.front_end.keep
+    return explanation, draw(explanation, mel, title, picture, beside, part)
 
 
 def _found(name: str, clip: Path, machine: str, normal: Path | None) -> Path | None:

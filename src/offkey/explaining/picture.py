@@ -16,12 +16,18 @@ _TICKS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def draw(
-    explanation: Explanation, mel: LogMel, title: str, out: Path, normal: NDArray[np.float32] | None = None
+    explanation: Explanation,
+    mel: LogMel,
+    title: str,
+    out: Path,
+    normal: NDArray[np.float32] | None = None,
+    part: str = "",
 ) -> Path:
     """A PNG: the clip's spectrogram with the strangest region framed, the system's map, and the difference to normal.
 
     Above stands what the system objects to over time; beside it the nearest normal clip: its own samples `normal` (T,)
-    at the model's rate where they are at hand, else the coarse spectrogram that the detector keeps.
+    at the model's rate where they are at hand, else the coarse spectrogram that the detector keeps. `part` names what a
+    front end lets the system hear of both ("foreground"); empty for whole recordings.
     """
     import io
 
@@ -63,7 +69,8 @@ def draw(
             Rectangle((explanation.start, explanation.low), *size, fill=False, edgecolor=colour, linewidth=1.8)
         )
         axes.set(xlim=(0, seconds), ylabel="frequency (kHz)")
-    clip.set_title("this clip", loc="left", fontsize=9)
+    whose = f", its {part}, which is what the system hears" if part else ""
+    clip.set_title(f"this clip{whose}", loc="left", fontsize=9)
     objects.set_title(
         f"what the system objects to ({explanation.map_kind}): {explanation.map_name}", loc="left", fontsize=9
     )

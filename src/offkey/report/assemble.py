@@ -102,6 +102,7 @@ def _reason(detector: Detector, machine: str, clip: ClipReport) -> Reason | None
         edges=np.concatenate([[config.f_min], (centres[1:] + centres[:-1]) / 2, [top]]),
         seconds=found.level.shape[1] * config.hop / rate,
         box=(found.start, found.end, found.low, found.high),
+        part="" if told.front_end is None else told.front_end.keep,
     )
 
 

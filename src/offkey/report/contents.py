@@ -33,7 +33,8 @@ class Reason:
 
     `strength` (M, F) from 0 to 1 over the clip's `seconds`, and `normal` (M, C) dB over the normal clip's, both in
     bands between `edges` (M + 1,) in hertz. `box` is (start, end, low, high) of the strangest region in seconds and
-    hertz.
+    hertz. `part` names what a front end lets the system hear ("foreground"), which map and normal clip show; empty
+    for whole recordings.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Reason:
     edges: Float[np.ndarray, " M1"]
     seconds: float
     box: tuple[float, float, float, float]
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)

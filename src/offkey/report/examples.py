@@ -152,7 +152,9 @@ def _because(reason: Reason, name: str, key: str) -> Markup:
         f"The normal clip that the system finds nearest to {name}, as coarse as the detector keeps it.",
     )  # fmt: skip
     told = Markup('<p class="remark">{}</p>')
-    return objects + told.format(f"{reason.text}.") + beside + told.format(f"Nearest normal clip: {reason.nearest}")
+    whose = f", its {reason.part}, which is what the system hears" if reason.part else ""
+    nearest = told.format(f"Nearest normal clip{whose}: {reason.nearest}")
+    return objects + told.format(f"{reason.text}.") + beside + nearest
 
 
 def afford(machines: Sequence[Examples], budget: int) -> list[str]:
