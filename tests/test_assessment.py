@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from offkey.assessment import AssessmentError, assess, read_assessment
+from offkey.data.sessions import SessionError
 from offkey.data.source import open_source
 from offkey.evaluation.protocol import EvaluationError
 from offkey.evaluation.result import Result
@@ -146,7 +147,7 @@ def test_groups_are_the_unit_of_the_bootstrap(fitted: Callable[[str], Any], smal
     groups = {clip.path.name: clip.path.name[:26] for clip in source.test()}
     assert assess(detector, source, bootstrap=10, groups=groups).result.grouped
     groups.popitem()
-    with pytest.raises(AssessmentError, match="no group is told for"):
+    with pytest.raises(SessionError, match="do not tell which recording"):
         assess(detector, source, bootstrap=10, groups=groups)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offkey.data.loader import Failure
+from offkey.data.sessions import with_sessions
 from offkey.data.source import Source
 from offkey.detector import Detector, FileVerdict, machine_key
 from offkey.evaluation.protocol import Protocol, ScoredClip, choose_protocol, evaluate
@@ -103,9 +104,12 @@ def assess(
     """Score every test clip of the machines that the detector knows, and apply the rules of `year`.
 
     `year` defaults to the data set's, then to the latest rules, or to plain AUC where domains are not told. `groups`
-    (file name -> group, such as a flight) makes whole groups the unit of the bootstrap. Raises AssessmentError where
-    there is no test clip of a known machine.
+    (file -> group, such as a flight) makes whole groups the unit of the bootstrap. Before anything is scored, raises
+    AssessmentError where there is no test clip of a known machine, EvaluationError for a year without rules, and
+    SessionError where the groups do not tell of a clip.
     """
+    if year is not None:
+        choose_protocol(year)
     tests = [clip for clip in source.clips if clip.split is Split.TEST and clip.content is Content.MIXTURE]
     clips = [clip for clip in tests if machine_key(clip, detector.machines) is not None]
     if not clips:
@@ -114,6 +118,8 @@ def assess(
             f"{source.root} has no test clips of {', '.join(detector.machines)} (machines with test clips: {found}); "
             "recordings without labels are judged by `offkey score`"
         )
+    if groups is not None:
+        clips = with_sessions(clips, groups)
     keys = [str(machine_key(clip, detector.machines)) for clip in clips]
     kept: list[tuple[int, dict[str, NDArray[np.float32]]]] = []
     verdicts = list(detector.score_files(clips, workers=workers, progress=progress, embeddings=kept))
@@ -123,7 +129,7 @@ def assess(
     views = rows[used[0]].keys() if used else ()
     embeddings = {view: np.stack([rows[place][view] for place in used]) for view in views}
     try:
-        result, reason = judge([clips[p] for p in used], [verdicts[p] for p in used], source, year, bootstrap, groups)
+        result, reason = judge([clips[p] for p in used], [verdicts[p] for p in used], source, year, bootstrap)
     except OffkeyError as error:
         if not failures:
             raise
@@ -158,20 +164,18 @@ def judge(
     source: Source,
     year: int | None,
     bootstrap: int,
-    groups: Mapping[str, str] | None,
 ) -> tuple[Result | None, str]:
-    """The official metric of scored clips, as a whole and a scorer, or the reason why there is none."""
+    """The official metric of scored clips, as a whole and a scorer, or the reason why there is none.
+
+    Where clips have a `session`, the bootstrap draws whole sessions.
+    """
     scored = scored_clips(clips, rows)
     if not any(clip.condition is not Condition.UNKNOWN for clip in scored):
         return None, "the condition of no test clip is known, so there is no metric; the scores are kept"
     protocol = protocol_of(source, year, scored)
-    names = None
-    if groups is not None:
-        unknown = [clip.file for clip in scored if clip.file not in groups]
-        if unknown:
-            raise AssessmentError(f"no group is told for {unknown[0]} and {len(unknown) - 1} more test clips")
-        names = [groups[clip.file] for clip in scored]
-    whole = evaluate(scored, protocol, bootstrap=bootstrap, groups=names)
+    sessions = [clip.session for clip, row in zip(clips, rows, strict=True) if row.verdict is not None]
+    groups = sessions if any(sessions) else None
+    whole = evaluate(scored, protocol, bootstrap=bootstrap, groups=groups)
     verdicts = [row.verdict for row in rows if row.verdict is not None]
     alone = {}
     for name in _scorers(rows):
@@ -180,7 +184,7 @@ def judge(
             replace(clip, score=verdict.parts[name], is_anomalous=None)
             for clip, verdict in zip(scored, verdicts, strict=True)
         ]
-        alone[name] = evaluate(parts, protocol, bootstrap=bootstrap, groups=names)
+        alone[name] = evaluate(parts, protocol, bootstrap=bootstrap, groups=groups)
     return replace(whole, scorers=alone), ""
 
 

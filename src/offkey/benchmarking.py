@@ -92,12 +92,15 @@ def benchmark(
 
     Each run is a process of its own, so that peak memory is its own and one crash ends one run: it is noted in
     `failures`, and the others go on. `overrides` are settings for all, before each one's own. Raises BenchmarkError
-    where two contestants have one name.
+    where two contestants have one name, or a seed is there twice.
     """
     names = [entry.name for entry in contestants]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BenchmarkError(f"two rows of the table would be called {twice[0]!r}; give one another name")
+    again = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if again:
+        raise BenchmarkError(f"seed {again[0]} is told twice; keep one run a seed")
     plan = [(entry, seed) for entry in contestants for seed in seeds]
     runs: list[BenchmarkRun] = []
     progress.start("runs", len(plan))

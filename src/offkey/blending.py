@@ -124,7 +124,7 @@ def key_of(detector: Detector) -> str:
     told = hashlib.sha256(detector.config.model_dump_json(exclude={"system", "about"}).encode())
     for name in sorted(detector.machines):
         known = detector.machines[name]
-        told.update("\n".join((name, *known.clips)).encode())
+        told.update("\n".join((name, *known.clips)).encode(errors="backslashreplace"))
         for array in (known.cross_fitted, known.calibration.scores, *known.embeddings.values()):
             if array is not None:
                 told.update(np.ascontiguousarray(array).tobytes())

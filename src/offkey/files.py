@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from offkey.types import OffkeyError
 
-__all__ = ["new_file_mode", "read_pairs", "sha256", "sweep", "write_whole"]
+__all__ = ["check_file", "check_folder", "new_file_mode", "read_pairs", "sha256", "sweep", "write_whole"]
 
 _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # mkstemp's eight letters
 
@@ -21,9 +22,11 @@ _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # mkstemp's eight letters
 def write_whole(path: Path, content: bytes | str) -> Path:
     """Write `content` (text as UTF-8) so that a reader sees the old file or the new one, never a part.
 
-    Missing folders are made. Raises OSError (disk full, no permission); the old file is then untouched.
+    Missing folders are made. A byte that is no UTF-8, as names of files may hold, is written as `\\udcfc`: so JSON has
+    it too. Raises OSError (disk full, no permission, a folder in its place); the old file is then untouched.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content
+    _refuse_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
@@ -37,6 +40,26 @@ def write_whole(path: Path, content: bytes | str) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+def check_file(path: Path) -> None:
+    """Find out before long work whether a file can be written at `path`; raises OSError that says why not."""
+    _refuse_folder(path)
+    check_folder(path.parent)
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file", str(path))
+
+
+def check_folder(path: Path) -> None:
+    """Find out before long work whether `path` is, or can be made, a folder to write into; raises OSError if not."""
+    held = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not held.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file, where a folder is needed", str(held))
+    if not os.access(held, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "nothing may be written into this folder", str(held))
 
 
 def read_pairs(path: Path, wrong: type[OffkeyError], form: str, fits: Callable[[str], bool]) -> dict[str, str]:

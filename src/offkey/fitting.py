@@ -25,6 +25,7 @@ from offkey.data.sessions import with_sessions
 from offkey.data.source import Source, open_source
 from offkey.detector import Detector, DetectorError
 from offkey.ensemble import MEMBERS, Ensemble
+from offkey.files import check_folder
 from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
 from offkey.references import assemble, machine_groups
@@ -89,8 +90,8 @@ def fit(
     A killed run, started again with the same arguments, goes on where it stopped and ends with the same weights.
 
     Raises FitError where nothing usable is left or all is of one recording, SessionError for a clip that `groups` does
-    not tell of, SettingsError for settings that do not exist, DetectorError where
-    `out` holds another detector (`overwrite` replaces it).
+    not tell of, SettingsError for settings that do not exist, DetectorError where `out` holds another detector
+    (`overwrite` replaces it), and OSError, before anything is learnt, where `out` cannot be written into.
     """
     progress = progress or Quiet()
     failures = failures if failures is not None else []
@@ -127,6 +128,7 @@ def fit(
             _forget_checkpoints(out)  # of a run that was killed right after it had saved
             progress.say(f"{out} already holds this detector; nothing to do")
             return finished
+        check_folder(out)
 
     if config.kind == "ensemble":
         if about_surroundings:

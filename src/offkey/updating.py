@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,7 +39,7 @@ Reason = Literal["normal", "false-alarm"]
 _BATCH = 16
 _FAULTY = {"anomaly", "anomalies", "anomalous", "abnormal", "faulty", "broken", "defective"}
 _FAULTY_FOLDERS = _FAULTY | {"fault", "faults", "ng", "bad"}  # a file named bad_weather.wav is no verdict
-_KEPT = ("training",)
+_OF_THE_OLD = ("evaluation", "run.json", "report*.html")  # what told of the detector that is replaced
 _SHOWN = 5  # names of clips that are left out
 # How far a copy may lie from the clip: in the company of other clips, and by another decoder, not all is as it was.
 _SAME_VIEW = 1e-4  # of a view's largest number
@@ -330,21 +330,25 @@ def _facts(
     } | ({"recordings": dict(recordings)} if recordings else {})
 
 
-def replace_folder(detector: Detector, folder: Path, keep: Iterable[str] = _KEPT) -> Path:
+def replace_folder(detector: Detector, folder: Path) -> Path:
     """Write a detector over the one in `folder`: a reader finds the old one or the new one, whole.
 
     It is written beside the place and then moved there; only between two renames there is nothing (if the machine
-    stops just then, the old detector lies beside it as `.NAME.old`). Its logs (`keep`) stay; an evaluation of the old
-    one does not. Raises OSError; the old detector is then untouched.
+    stops just then, the old detector lies beside it as `.NAME.old`). What else lies in the folder stays, but for an
+    evaluation and a report of the old one. Raises OSError; the old detector is then untouched.
     """
     folder = folder.resolve()
     stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))
     old = folder.with_name(f".{folder.name}.old")
     try:
         detector.save(stage)
-        for name in keep:
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, stage / name)
+        for path in folder.iterdir():
+            if (stage / path.name).exists() or any(path.match(pattern) for pattern in _OF_THE_OLD):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, stage / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, stage / path.name, follow_symlinks=False)
         stage.chmod(folder.stat().st_mode & 0o7777)
         if old.exists() and (folder / MANIFEST).is_file():
             shutil.rmtree(old)

@@ -131,8 +131,12 @@ def test_an_older_export_is_replaced_and_nothing_else(fitted: Callable[[str], An
     out = tmp_path / "out"
     detector = fitted("loudness").detector
     export_detector(detector, out)
+    (out / "scores.csv").write_text("mine")
+    (out / "notes").mkdir()
+    (out / "notes" / "a.txt").write_text("mine too")
     export_detector(detector, out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "scores.csv").read_text() + (out / "notes" / "a.txt").read_text() == "minemine too"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     with pytest.raises(ExportError, match="holds no exported detector; choose another folder"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -85,6 +87,8 @@ app.command("reproduce")(reproduce.reproduce)
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 some inputs could not be used, 2 wrong use."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text, and old terminals
     try:
         code = app(args=arguments, prog_name="offkey", standalone_mode=False)
     except OffkeyError as error:

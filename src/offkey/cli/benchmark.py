@@ -36,7 +36,7 @@ def benchmark(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Threads that decode.", min=0)] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, an object a run.")] = False,
 ) -> int:
     """Fit and evaluate every system with every seed, one process a run; killed and started again, it goes on."""
     from offkey.benchmarking import BenchmarkError, Contestant, finished_runs, write_tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,12 +33,21 @@ def evaluate(
 ) -> int:
     """Score the test clips and print the official metric with 95 % intervals; keep everything in MODEL/evaluation/."""
     if scores is not None:
+        given = {"MODEL": model, "--groups": groups, "--submission": submission}
+        beside = [name for name, value in given.items() if value is not None]
+        if beside:
+            complain(f"{' and '.join(beside)} cannot stand beside --scores, which judges files that are scored already")
+            return 2
         return _judge_files(scores, truth, year, bootstrap, as_json)
+    if truth is not None:
+        complain("--truth goes with --scores: judge the files that `offkey evaluate … --submission DIR` writes")
+        return 2
     if model is None or source is None:
         complain("evaluate needs MODEL SOURCE, or --scores DIR (and --truth FILE where the names hide it)")
         return 2
     from offkey.alarms import clip_seconds, shortfall
     from offkey.assessment import FOLDER, assess
+    from offkey.data.sessions import read_groups
     from offkey.data.source import open_source
     from offkey.detector import Detector
 
@@ -51,7 +60,7 @@ def evaluate(
             opened,
             year=year,
             bootstrap=bootstrap,
-            groups=_groups(groups) if groups else None,
+            groups=read_groups(groups) if groups else None,
             workers=workers,
             progress=lambda done, _: bars.step(done),
         )
@@ -115,13 +124,6 @@ def show_result(result: Result, as_json: bool) -> None:
 def _percent(value: float, interval: tuple[float, float] | None) -> str:
     text = f"{100 * value:.1f}"
     return text if interval is None else f"{text} [{100 * interval[0]:.1f}–{100 * interval[1]:.1f}]"
-
-
-def _groups(text: str) -> dict[str, str]:
-    """`CSV:COLUMN` to a group a file name."""
-    from offkey.data.sessions import read_groups
-
-    return {PurePosixPath(file).name: group for file, group in read_groups(text).items()}
 
 
 def _judge_files(folder: Path, truth: Path | None, year: int | None, bootstrap: int, as_json: bool) -> int:

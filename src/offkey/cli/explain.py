@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from offkey.cli.output import Bars, complain, folder_or_file, print_json
+from offkey.cli.output import Bars, complain, folder_or_file, own_names, print_json
 from offkey.types import FileVerdict, OffkeyError, Verdict
 
 if TYPE_CHECKING:
@@ -34,7 +33,9 @@ def explain(
 ) -> int:
     """Say when and where recordings depart from normal, and draw it. Unusable files are named (exit 1)."""
     from offkey.detector import Detector
+    from offkey.files import check_folder
 
+    check_folder(out)
     if normal is not None and not normal.is_dir():
         raise OffkeyError(f"--normal: there is no folder {normal}")
     detector = Detector.load(model)
@@ -115,11 +116,9 @@ def pictures(
 
     A file that cannot be explained is told so, and the others go on.
     """
-    names = Counter(row.path.stem for row in rows)
-    for number, row in enumerate(rows):
+    for row, stem in zip(rows, own_names([row.path for row in rows]), strict=True):
         if row.verdict is None:
             continue
-        stem = row.path.stem if names[row.path.stem] == 1 else f"{number:04d}_{row.path.stem}"
         try:
             told = _explained(detector, row.path, row.verdict, folder / f"{stem}.png", normal)
         except OffkeyError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from offkey.cli.output import Bars, complain, print_json, report_failures
-from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, clips_every, false_alarms_of
+from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, asked_rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,10 @@ def fit(
     from offkey.fitting import fit as fit_detector
 
     failures: list[Failure] = []
+    wanted, every = asked_rate(false_alarms, clip_every)
     opened = open_source(source, subfolders=subfolders)
+    for remark in opened.remarks:
+        complain(remark)
     told = None if groups is None else read_groups(groups)
     if told is None:
         _ask_for_recordings(opened, machine or [])
@@ -74,8 +77,8 @@ def fit(
             overwrite=overwrite,
             progress=bars,
             failures=failures,
-            false_alarms=false_alarms_of(false_alarms),
-            clip_every=clips_every(clip_every),
+            false_alarms=wanted,
+            clip_every=every,
             groups=told,
         )
     from offkey.training.distributed import leads

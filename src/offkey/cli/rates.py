@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offkey.types import OffkeyError
+
 if TYPE_CHECKING:
     from offkey.scoring import FalseAlarms
 
-__all__ = ["ClipEveryOption", "FalseAlarmsOption", "clips_every", "false_alarms_of"]
+__all__ = ["ClipEveryOption", "FalseAlarmsOption", "asked_rate", "clips_every", "false_alarms_of"]
 
 FalseAlarmsOption = Annotated[
     str | None,
@@ -43,3 +45,10 @@ def clips_every(text: str | None) -> float | None:
     from offkey.scoring.rate import seconds_of
 
     return None if text is None else seconds_of(text)
+
+
+def asked_rate(false_alarms: str | None, clip_every: str | None) -> tuple[FalseAlarms | None, float | None]:
+    """Both options where the second one has no other use; raises OffkeyError where it stands alone."""
+    if false_alarms is None and clip_every is not None:
+        raise OffkeyError("--clip-every tells how often clips come, for a frequency; give --false-alarms with it")
+    return false_alarms_of(false_alarms), clips_every(clip_every)

@@ -12,12 +12,13 @@ import typer
 
 from offkey.cli.explain import pictures
 from offkey.cli.output import Bars, complain, folder_or_file, print_json
-from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, clips_every, false_alarms_of
+from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, asked_rate
 from offkey.types import OffkeyError
 
 if TYPE_CHECKING:
     from offkey.detector import Detector
     from offkey.runtime import Exported
+    from offkey.scoring import FalseAlarms
 
 HEADER = ("file", "score", "p_value", "threshold", "is_anomalous", "error")
 
@@ -48,11 +49,16 @@ def score(
     ] = Engine.AUTO,
 ) -> int:
     """Judge recordings: score, p-value, alarm. One row a file in the order given; unusable files are named (exit 1)."""
-    from offkey.files import write_whole
+    from offkey.files import check_file, check_folder, write_whole
 
+    wanted, every = asked_rate(false_alarms, clip_every)
+    if out is not None:
+        check_file(out)
+    if explain is not None:
+        check_folder(explain)
     detector = _load(model, engine, explain is not None)
-    if false_alarms is not None:
-        detector = _with_rate(detector, false_alarms, clip_every)
+    if wanted is not None:
+        detector = _with_rate(detector, wanted, every)
     files = [file for path in paths for file in folder_or_file(path)]
     if not files:
         complain(f"no audio files in {', '.join(map(str, paths))}")
@@ -114,7 +120,7 @@ def score(
     return 1 if failed or unexplained else 0
 
 
-def _with_rate(detector: Detector | Exported, false_alarms: str, clip_every: str | None) -> Detector:
+def _with_rate(detector: Detector | Exported, wanted: FalseAlarms, every: float | None) -> Detector:
     """The detector with thresholds for another rate; complains where too few normal clips stand behind it."""
     from offkey.runtime import Exported
 
@@ -125,9 +131,6 @@ def _with_rate(detector: Detector | Exported, false_alarms: str, clip_every: str
         )
     from offkey.alarms import clip_seconds, shortfall
 
-    wanted, every = false_alarms_of(false_alarms), clips_every(clip_every)
-    if wanted is None:
-        return detector
     changed = detector.with_false_alarms(wanted, every)
     for name, known in changed.machines.items():
         missing = shortfall(known.calibration, every or clip_seconds(known))

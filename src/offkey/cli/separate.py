@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from offkey.cli.fit import MachineOption
-from offkey.cli.output import Bars, complain, folder_or_file, print_json, report_failures
+from offkey.cli.output import Bars, complain, folder_or_file, own_names, print_json, report_failures, same_name
 from offkey.types import OffkeyError
 
 SHOWN = 12
@@ -272,11 +271,11 @@ def _settle(files: Sequence[Path], out: Path, truth: Path | None) -> list[_Task]
                 f"--out: {out} lies beside the recordings and holds stems, which may be the true ones; "
                 "choose another folder"
             )
-    own = [(truth or folder, _same(file.stem)) for file, folder in zip(files, beside, strict=True)]
+    own = [(truth or folder, same_name(file.stem)) for file, folder in zip(files, beside, strict=True)]
     sharing = Counter(own)
     inputs = {mark: file for file in files for mark in _marks(file)}
     tasks = []
-    for file, name, (folder, key) in zip(files, _names(files), own, strict=True):
+    for file, name, (folder, key) in zip(files, own_names(files), own, strict=True):
         bare = folder / f"{file.stem}_foreground.wav"
         truths = [folder / f"{name}_foreground.wav"] if truth is not None else []
         alone = sharing[folder, key] == 1
@@ -293,27 +292,6 @@ def _settle(files: Sequence[Path], out: Path, truth: Path | None) -> list[_Task]
                 )
         tasks.append(task)
     return tasks
-
-
-def _names(files: Sequence[Path]) -> list[str]:
-    """A name a file, its own where no other has it; no two differ in case alone, for disks that see no difference."""
-    keys = [_same(file.stem) for file in files]
-    counts = Counter(keys)
-    taken = {key for key in keys if counts[key] == 1}
-    names = []
-    for number, (file, key) in enumerate(zip(files, keys, strict=True)):
-        name = file.stem
-        if counts[key] > 1:
-            name = f"{number:04d}_{name}"
-            while _same(name) in taken:
-                name = f"{number:04d}_{name}"
-            taken.add(_same(name))
-        names.append(name)
-    return names
-
-
-def _same(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _marks(path: Path) -> list[object]:

@@ -64,7 +64,7 @@ def with_sessions(clips: Sequence[ClipMeta], groups: Mapping[str, str]) -> list[
     if silent:
         more = f", nor of {len(silent) - 1} more" if silent[1:] else ""
         raise SessionError(
-            f"the groups do not tell which recording {silent[0].path} was cut from{more}: every normal clip needs a "
+            f"the groups do not tell which recording {silent[0].path} was cut from{more}: every clip needs a "
             "line, with a name of its own where it is a recording by itself"
         )
     return [replace(clip, session=_told(clip.path, known[clip.path.name])) for clip in clips]

@@ -77,7 +77,7 @@ def draw(
     difference.set(xlabel="time (s)")
     difference.set_title("its difference to the mean of normal clips", loc="left", fontsize=9)
     other.set(xlabel="time (s)")
-    other.set_title(name, loc="left", fontsize=9)
+    other.set_title(_verbatim(name), loc="left", fontsize=9, parse_math=False)
     for axes in (clip, objects, difference, other):
         _scale(axes, frequencies, "y")
 
@@ -86,10 +86,15 @@ def draw(
     curve.set(xlim=(0, seconds), ylim=(min(0.0, float(explanation.curve.min())), None))
     curve.set_title(explanation.curve_name, loc="left", fontsize=9)
     _spectra(last, explanation, mel, beside)
-    figure.suptitle(f"{title}\n{explanation.text}", x=0.01, ha="left", fontsize=10)
+    figure.suptitle(_verbatim(f"{title}\n{explanation.text}"), x=0.01, ha="left", fontsize=10, parse_math=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     return write_whole(out, picture.getvalue())
+
+
+def _verbatim(text: str) -> str:
+    """Text with a name of a file in it, of which bytes that are no UTF-8 are spelled out: fonts have none for them."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _beside(

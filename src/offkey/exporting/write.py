@@ -18,7 +18,7 @@ from offkey.exporting.quantise import quantise
 from offkey.exporting.scorers import calibration_pools
 from offkey.exporting.trace import LARGEST, onnx_bytes, require, tidy
 from offkey.files import write_whole
-from offkey.manifest import write_manifest
+from offkey.manifest import MANIFEST, write_manifest
 from offkey.runtime.exported import DESCRIPTION, FORMAT, KIND, Exported, is_exported
 from offkey.types import ClipMeta
 
@@ -90,6 +90,11 @@ def export_detector(
                 )
         _describe(detector, graphs, place, int8, check, spared)
         if folder.exists():
+            for path in folder.iterdir():  # what people put beside the older export is theirs
+                if path.is_dir():
+                    shutil.copytree(path, place / path.name, symlinks=True)
+                elif path.suffix != ".onnx" and path.name not in (DESCRIPTION, MANIFEST):
+                    shutil.copy2(path, place / path.name)
             shutil.rmtree(folder)
         place.rename(folder)
     size = sum((folder / f"{stem}.onnx").stat().st_size for stem in graphs)

@@ -17,7 +17,7 @@ from offkey.audio.io import AudioConfig, AudioError
 from offkey.data.fingerprint import clips_fingerprint
 from offkey.data.loader import ClipReader, Failure
 from offkey.data.source import Source, open_source
-from offkey.files import write_whole
+from offkey.files import check_folder, write_whole
 from offkey.progress import Progress, Quiet
 from offkey.separation.mixing import (
     MixtureLessons,
@@ -123,7 +123,7 @@ def fit_separator(
     again with the same arguments, goes on where it stopped and ends with the same weights.
 
     Raises SeparatorFitError where there is nothing to learn from, or where `out` holds another separator (`overwrite`
-    replaces it).
+    replaces it), and OSError, before anything is learnt, where `out` cannot be written into.
     """
     recipe, progress, out = recipe or SeparationRecipe(), progress or Quiet(), Path(out)
     failures = failures if failures is not None else []
@@ -142,6 +142,7 @@ def fit_separator(
     if finished is not None:
         progress.say(f"{out} already holds this separator; nothing to do")
         return finished
+    check_folder(out)
     clips = _readable(clips, reader, workers, progress, failures)
     contents = {clip.content for clip in clips}
     needed = {Content.MACHINE, Content.NOISE} if way == "supervised" else {Content.MIXTURE}

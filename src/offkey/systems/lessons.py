@@ -127,7 +127,7 @@ class Lessons:
         if self.reader.front_end is not None:
             told.append(self.reader.front_end.fingerprint)
         told.append(clips_fingerprint(self.clips))
-        return hashlib.sha256("\n".join([*heard, *told]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*heard, *told]).encode(errors="backslashreplace")).hexdigest()
 
     def _pseudo_classes(self) -> dict[str, Any]:
         """What groups were found without labels, and how many clips each holds; nothing where there are none."""

@@ -60,7 +60,7 @@ def follow(
             if before is None or before[0] != size:
                 sizes[path] = (size, clock)
                 quiet_since = clock
-            elif size and (_whole(path) or clock - before[1] >= _PATIENCE):
+            elif (size and _whole(path)) or clock - before[1] >= _PATIENCE:
                 found.append(path)
         for path in found:
             sizes.pop(path, None)

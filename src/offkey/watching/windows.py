@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,23 +130,25 @@ def seconds_in(path: Path) -> float | None:
     import soundfile
 
     try:
-        told = soundfile.info(str(path))
+        with path.open("rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            frames, rate = int(sound.frames), int(sound.samplerate)
     except (OSError, RuntimeError):
         return None
-    return told.frames / told.samplerate if told.samplerate > 0 and 0 < told.frames < 1 << 48 else None
+    return frames / rate if rate > 0 and 0 < frames < 1 << 48 else None
 
 
 def windows_of_file(path: Path, seconds: float, step: float, first: int = 0) -> Iterator[Window]:
     """Windows of a recording. Raises AudioError after the last good one where decoding stops or sound is missing."""
     import soundfile
 
-    try:
-        with path.open("rb") as file:
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(path.open("rb"))
             promise = read_promise(file)
-        sound = soundfile.SoundFile(str(path))
-    except (OSError, RuntimeError) as error:
-        raise AudioError(path, f"cannot be read: {error}", "Copy it again, or convert it to WAV or FLAC") from None
-    with sound:
+            os.lseek(file.fileno(), 0, os.SEEK_SET)  # libsndfile goes on from where the descriptor stands
+            sound = opened.enter_context(soundfile.SoundFile(file.fileno(), closefd=False))
+        except (OSError, RuntimeError) as error:
+            raise AudioError(path, f"cannot be read: {error}", "Copy it again, or convert it to WAV or FLAC") from None
         rate, got = int(sound.samplerate), 0
 
         def read(frames: int) -> NDArray[np.float32]:
