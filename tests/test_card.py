@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import beta
+from tests.separation.stand_in import LowPass
 
 from offkey.card import write_card
 from offkey.scoring import Calibration
+from offkey.separation.front_end import FrontEnd
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(60, 0.1), (300, 0.1), (19, 0.05), (22, 0.1)])
@@ -54,6 +56,20 @@ def test_the_card_has_the_detectors_own_numbers(fitted: Callable[[str], Any]) ->
     assert "No pretrained weights are in it." in card
     assert "rests on clips that a network learnt from" in card
     assert "rests on clips" not in fitted("logmel-knn").detector.card()
+
+
+def test_nothing_is_heard_above_what_a_separator_hears(fitted: Callable[[str], Any]) -> None:
+    plain = fitted("logmel-knn").detector
+    audio = plain.config.audio.model_copy(update={"rate": 32000})
+    separation = plain.config.separation.model_copy(update={"front_end": "s"})
+    config = plain.config.model_copy(update={"audio": audio, "separation": separation})
+    low = replace(plain, config=config, front_end=FrontEnd(LowPass(rate=16000)))
+    card = low.card()
+    assert "heard at 32000 Hz, nothing above 8 kHz" in card
+    assert "What sounds above 8 kHz" in card
+    card = replace(low, front_end=FrontEnd(LowPass(rate=16000), "background")).card()  # what it cannot hear is that
+    assert "heard at 32000 Hz, nothing above 16 kHz" in card
+    assert "What sounds above 16 kHz" in card
 
 
 def test_licences_of_weights_are_told(fitted: Callable[[str], Any]) -> None:

@@ -195,7 +195,10 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
             replace_folder(grown, folder)
     assert {path.name: sha256(path) for path in folder.iterdir() if path.is_file()} == before
     assert set(folder.parent.iterdir()) == beside
+    (folder / "separator").mkdir()  # one that was fitted for it, which takes 20 minutes
+    (folder / "separator" / "training.json").write_text("{}")
     replace_folder(grown, folder)
+    assert (folder / "separator" / "training.json").is_file()
     assert len(offkey.load(folder).machines["fan"].clips) == len(grown.machines["fan"].clips)
     assert set(folder.parent.iterdir()) == beside
 

@@ -236,12 +236,20 @@ def _settings(detector: Detector) -> list[str]:
 def _heard(detector: Detector) -> list[str]:
     """How clips are heard."""
     audio, separation = detector.config.audio, detector.config.separation
-    lines = [f"heard at {audio.rate} Hz, nothing above {audio.rate / 2000:g} kHz", f"channel: {audio.channel}"]
+    lines = [f"heard at {audio.rate} Hz, nothing above {_highest(detector) / 1000:g} kHz", f"channel: {audio.channel}"]
     if audio.level_dbfs is not None:
         lines.append(f"every clip brought to {audio.level_dbfs:g} dBFS: how loud it is does not count")
     if separation.front_end:
         lines.append(f"through a separator first, which passes on its {separation.keep}")
     return lines
+
+
+def _highest(detector: Detector) -> float:
+    """Hertz above which nothing is heard: a separator finds nothing of the machine above half of its own rate."""
+    rates = [detector.config.audio.rate]
+    if detector.front_end is not None and detector.front_end.keep == "foreground":
+        rates.append(int(detector.front_end.separator.config.rate))
+    return min(rates) / 2
 
 
 # ---- what its alarms are worth
@@ -359,10 +367,11 @@ def _limits(detector: Detector) -> list[str]:
                 f"- {name}: the threshold rests on clips that a network learnt from. Expect more false alarms than "
                 "asked for."
             )
-    rate = min(each.config.audio.rate for each in networks)
+    hearers = list(_members_of(detector).values()) or [detector]
+    highest = min(_highest(hearer) for hearer in hearers)
     return [
         *lines,
-        f"- What sounds above {rate / 2000:g} kHz, or below the noise, is not heard.",
+        f"- What sounds above {highest / 1000:g} kHz, or below the noise, is not heard.",
         "- A new microphone, place, mounting or setting is strange to the detector even if the machine is well.",
         "- A high score says that a clip is unlike the normal ones, not that the machine is broken, nor how.",
         _of_one_recording(detector),

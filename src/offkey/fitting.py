@@ -30,9 +30,10 @@ from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
 from offkey.references import assemble, machine_groups
 from offkey.scoring import FalseAlarms, sessions_apart
-from offkey.separation.front_end import FrontEnd
+from offkey.separation.front_end import FITTED, FrontEnd
 from offkey.separation.stems import STEMS_BYTES, Stems
 from offkey.systems.auto import settle, wants_separator
+from offkey.systems.choose import trains_behind_separator
 from offkey.systems.config import SystemConfig, load_preset
 from offkey.systems.discriminative import train_discriminative
 from offkey.systems.lessons import Lessons, Outcome, label_clips
@@ -104,12 +105,35 @@ def fit(
     clips = with_sessions(clips, groups) if groups is not None else clips
     again = {
         "seed": None, "machines": machines, "workers": workers, "overwrite": overwrite, "progress": progress,
-        "false_alarms": false_alarms, "clip_every": clip_every, "groups": groups,
+        "failures": failures, "false_alarms": false_alarms, "clip_every": clip_every, "groups": groups,
     }  # fmt: skip
+    place = None if out is None else Path(out)
     separate, about_surroundings = wants_separator(config, clips, extra)
-    if separate:
-        progress.say(about_surroundings)
-        return _through_separator(source, config, None if out is None else Path(out), again | {"failures": failures})
+    reasons = [about_surroundings] if about_surroundings else []
+    for reason in reasons:
+        progress.say(reason)
+    if not separate:
+        return _learn(source, config, clips, extra, place, wanted, reasons, again)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = _with_separator(source, config, Path(scratch) if place is None else place, again)
+        return _learn(source, config, clips, extra, place, wanted, reasons, again)
+
+
+def _learn(
+    source: Source,
+    config: SystemConfig,
+    clips: list[ClipMeta],
+    extra: list[ClipMeta],
+    out: Path | None,
+    wanted: FalseAlarms | None,
+    why: Sequence[str],
+    again: Mapping[str, Any],
+) -> Detector:
+    """Fit a system for which it is settled what its clips are heard through; `why` joins its reasons.
+
+    `again` are the arguments of `fit`, as members of an ensemble get them.
+    """
+    progress, failures, workers, clip_every = (again[key] for key in ("progress", "failures", "workers", "clip_every"))
     if config.separation.fit != "never":  # members of an ensemble are not asked again
         config = config.model_copy(update={"separation": config.separation.model_copy(update={"fit": "never"})})
     front_end, separator = _separators(config)
@@ -122,8 +146,7 @@ def fit(
     if wanted is not None:
         asked["false_alarms"] = [wanted.share, wanted.per_second, clip_every]
     if out is not None:
-        out = Path(out)
-        finished = _finished(out, asked, overwrite)
+        finished = _finished(out, asked, again["overwrite"])
         if finished is not None:
             _forget_checkpoints(out)  # of a run that was killed right after it had saved
             progress.say(f"{out} already holds this detector; nothing to do")
@@ -131,28 +154,27 @@ def fit(
         check_folder(out)
 
     if config.kind == "ensemble":
-        if about_surroundings:
-            progress.say(about_surroundings)
-        reasons = [about_surroundings] if about_surroundings else []
-        return _fit_members(source, config, out, asked, reasons, {**again, "failures": failures}, wanted)
+        return _fit_members(source, config, out, asked, why, again, wanted)
     check_encoder(config)  # before minutes of reading
     stem_cache = ArrayCache(default_cache_dir() / "stems", STEMS_BYTES)
     reader = ClipReader(config.audio, stem_cache if front_end else ArrayCache(default_cache_dir()), front_end)
+    # no more than a look at clips that nothing listens to: to separate them takes far longer than to decode them
+    looks = reader if trains_behind_separator(config) else ClipReader(config.audio, ArrayCache(default_cache_dir()))
     lengths: dict[Path, float] = {}
     clips, extra = (
         _readable(clips, reader, workers, progress, failures, lengths),
-        _readable(extra, reader, workers, Quiet(), failures, {}),
+        _readable(extra, looks, workers, Quiet(), failures, {}),
     )
     _enough(clips, source)
     _several_recordings(clips)
     if wanted is not None:
         config = _with_rate(config, clips, wanted, clip_every, lengths)
-    config, reasons = settle(config, clips, extra)
-    reasons += [about_surroundings] if about_surroundings else []
-    for reason in reasons:
+    config, chosen = settle(config, clips, extra)
+    for reason in chosen:
         progress.say(reason)
+    reasons = [*why, *chosen]
     if config.kind == "ensemble":
-        return _fit_members(source, config, out, asked, reasons, {**again, "failures": failures}, wanted)
+        return _fit_members(source, config, out, asked, reasons, again, wanted)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out if out is not None else scratch)
@@ -240,25 +262,26 @@ def _fit_members(
     return ensemble
 
 
-def _through_separator(source: Source, config: SystemConfig, out: Path | None, again: Mapping[str, Any]) -> Detector:
-    """Fit a separator into `out`/separator, and then the detector that hears through it."""
+def _with_separator(source: Source, config: SystemConfig, out: Path, again: Mapping[str, Any]) -> SystemConfig:
+    """Fit a separator into `out`/separator; the settings of the detector that hears through it."""
     from offkey.separation.fitting import fit_separator
     from offkey.separation.recipe import SeparationRecipe
 
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch if out is None else out) / "separator"
-        if (place.parent / MANIFEST).is_file() and not (place / MANIFEST).is_file() and not again["overwrite"]:
-            raise DetectorError(
-                f"{out} holds a detector that was fitted without a separator of its own; choose another --out, or "
-                "--overwrite it"
-            )
-        recipe = SeparationRecipe(seed=config.seed)
-        keys = ("machines", "workers", "overwrite", "progress")
-        # clips that cannot be read are noted when the detector is fitted
-        passed = {key: again[key] for key in keys}
-        fit_separator(source, place, recipe, channel=config.audio.channel, failures=[], **passed)
-        told = config.separation.model_copy(update={"front_end": str(place), "fit": "never"})
-        return fit(source, config.model_copy(update={"separation": told}), out=out, **again)
+    place = out / FITTED
+    if again["overwrite"]:
+        _clear(out)
+    elif (out / MANIFEST).is_file() and not (place / MANIFEST).is_file():
+        raise DetectorError(
+            f"{out} holds a detector without a separator of its own beside it ({place}); choose another --out, or "
+            "--overwrite it"
+        )
+    recipe = SeparationRecipe(seed=config.seed)
+    keys = ("machines", "workers", "overwrite", "progress")
+    # clips that cannot be read are noted when the detector is fitted
+    passed = {key: again[key] for key in keys}
+    fit_separator(source, place, recipe, channel=config.audio.channel, failures=[], **passed)
+    told = config.separation.model_copy(update={"front_end": str(place), "fit": "never"})
+    return config.model_copy(update={"separation": told})
 
 
 def _separators(config: SystemConfig) -> tuple[FrontEnd | None, Any]:
@@ -392,21 +415,35 @@ def _several_recordings(clips: Sequence[ClipMeta]) -> None:
 
 def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> Detector | None:
     if overwrite:
-        if (out / MANIFEST).is_file():  # so the folder is ours, and so are these
-            for old in ("training", "evaluation", MEMBERS):
-                shutil.rmtree(out / old, ignore_errors=True)
-            (out / MANIFEST).unlink()
-        _forget_checkpoints(out)
+        _clear(out)
         return None
     if not (out / MANIFEST).is_file():
         return None
     detector = Detector.load(out)
-    if detector.facts.get("asked") != json.loads(json.dumps(asked)):
+    if _less_places(detector.facts.get("asked")) != _less_places(asked):
         raise DetectorError(
             f"{out} holds a detector that was fitted with other settings or clips; "
             "choose another --out, or --overwrite it"
         )
     return detector
+
+
+def _less_places(asked: Any) -> Any:
+    """What was asked for, less where separators lie: a folder may be moved, and fingerprints tell what is in it."""
+    told = json.loads(json.dumps(asked))
+    separation = (told or {}).get("settings", {}).get("separation", {})
+    for name in ("front_end", "model"):
+        separation.pop(name, None)
+    return told
+
+
+def _clear(out: Path) -> None:
+    """Forget the detector in a folder, and what a killed run has left of one."""
+    if (out / MANIFEST).is_file():  # so the folder is ours, and so are these
+        for old in ("training", "evaluation", MEMBERS):
+            shutil.rmtree(out / old, ignore_errors=True)
+        (out / MANIFEST).unlink()
+    _forget_checkpoints(out)
 
 
 def _forget_checkpoints(out: Path) -> None:

@@ -15,6 +15,7 @@ Nothing in it can run code, and a file that does not agree with the manifest is 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +111,14 @@ def save_detector(detector: Detector, folder: Path) -> Path:
         )
     for name, content in contents.items():
         write_whole(folder / name, content)
+    if not detector.networks:
+        (folder / "model.safetensors").unlink(missing_ok=True)  # of a detector that was here before
     names = list(contents)
     if detector.front_end is not None and detector.config.separation.front_end:  # an ensemble's is its members'
         place = detector.front_end.save(folder)
         names += sorted(path.relative_to(folder).as_posix() for path in place.iterdir() if path.is_file())
+    elif (folder / FRONT_END / MANIFEST).is_file():
+        shutil.rmtree(folder / FRONT_END)
     if isinstance(detector, Ensemble):
         names += detector.manifests()
     write_manifest(folder, names, KIND)

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from offkey.ensemble import Ensemble
 from offkey.exporting import ExportError, export_detector
 from offkey.exporting.separators import SeparatorGraph
 from offkey.runtime import Exported, RuntimeProblem
@@ -123,6 +124,21 @@ def test_a_detector_hears_through_it_as_onnx(heard: Callable[..., Any], small_se
     runtime.one_by_one = False
     for one, other in zip(alone, runtime.judge(waves, ["fan", "fan"]), strict=True):
         assert one.score == pytest.approx(other.score, rel=1e-4)
+
+
+def test_members_that_hear_through_the_same_one_share_it(
+    heard: Callable[..., Any], fitted: Callable[[str], Any], small_set: Path, tmp_path: Path
+) -> None:
+    first = heard({}, {}, "foreground")
+    # as members read from disk: equal weights, but not the same network
+    second = replace(fitted("logmel-knn").detector, front_end=FrontEnd(separator()))
+    ensemble = Ensemble.of([first, second, fitted("loudness").detector])
+    made = export_detector(ensemble, tmp_path / "out")
+    assert made.check.passed
+    file = next((small_set / "fan" / "test").glob("*.wav"))
+    verdict = next(iter(Exported.load(tmp_path / "out").score_files([file]))).verdict
+    assert verdict is not None
+    assert verdict.score == pytest.approx(ensemble.score(file).score, abs=1e-3)
 
 
 def test_clips_beyond_its_reach_are_refused_in_words(

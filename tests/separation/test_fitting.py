@@ -116,6 +116,31 @@ def test_the_same_again_does_nothing_and_anything_else_is_refused(
         fit_separator(small_set, out, RECIPE, machines=["fan"], workers=0)
 
 
+def test_a_killed_run_that_overwrites_goes_on(
+    supervised: tuple[FittedSeparator, Path, list[str]], small_set: Path, tmp_path: Path
+) -> None:
+    fitted, out, _ = supervised
+    shutil.copytree(out, tmp_path / "s")
+
+    class Killed(Told):
+        """Dies in the second epoch."""
+
+        def start(self, what: str, total: int, done: int = 0) -> None:
+            self.training = what == "training"
+
+        def step(self, done: int, note: str = "") -> None:
+            if self.training and done > RECIPE.mixing.batches:
+                raise KeyboardInterrupt
+
+    for _ in range(2):  # the second time the folder holds what the first has left
+        with pytest.raises(KeyboardInterrupt):
+            fit_separator(small_set, tmp_path / "s", RECIPE, workers=0, overwrite=True, progress=Killed())
+    told = Told()
+    again = fit_separator(small_set, tmp_path / "s", RECIPE, workers=0, progress=told)
+    assert any("going on after step" in line for line in told.lines)
+    assert again.separator.fingerprint() == fitted.separator.fingerprint()
+
+
 def test_normal_clips_alone_with_held_out_ones(
     small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

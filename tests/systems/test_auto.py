@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from offkey.ensemble import Ensemble
 from offkey.fitting import fit
 from offkey.manifest import MANIFEST
 from offkey.reproducing.plan import COSTS
+from offkey.separation import fitting
 from offkey.systems import auto
 from offkey.systems.config import SystemConfig, load_preset
 from offkey.systems.members import member_systems
@@ -174,7 +176,9 @@ def test_a_separator_is_fitted_where_surroundings_change_more_than_the_machine(d
     assert not wanted
     assert "would bring little (separation.fit=always fits one)" in reason
     differ(1.0, float("nan"))
-    assert not separator()[0]
+    wanted, reason = separator()
+    assert not wanted
+    assert "no two of them of one machine could be read and compared" in reason
 
 
 def test_a_separator_needs_enough_to_learn_from(differ: Callable[..., None]) -> None:
@@ -193,11 +197,17 @@ def test_a_separator_needs_time(differ: Callable[..., None], monkeypatch: pytest
     monkeypatch.setattr(auto, "_seconds", lambda clip: 100.0)
     monkeypatch.setattr(auto, "_gpu", lambda: False)
     no_room = (False, "for a separator, about 22 minutes more, auto.minutes has no room")
-    assert separator("auto.minutes=24")[0]  # no network is trained behind one
+    assert separator("auto.minutes=26")[0]  # no network is trained behind one
     assert separator("auto.minutes=21") == no_room
+    assert separator("auto.minutes=24") == no_room  # every clip goes through it as well
     network = "scoring.scorers=[{view = 'network', scorer = {name = 'gmm'}}]"
-    assert separator("auto.minutes=35", network)[0]
-    assert separator("auto.minutes=24", network) == no_room
+    assert separator("auto.minutes=38", network)[0]
+    assert separator("auto.minutes=26", network) == no_room
+    # a network that is always trained has to fit in; members that train none take no time
+    fit_first = ("separation.fit=auto", "training.epochs=100", "auto.minutes=40")
+    assert separator(*fit_first, system="discriminative") == no_room
+    assert separator(*fit_first, "ensemble.members=['logmel-density', 'discriminative']", system="ensemble") == no_room
+    assert separator("auto.minutes=26", "ensemble.members=['logmel-density', 'loudness']", system="ensemble")[0]
 
 
 def test_a_separator_that_was_asked_for_is_fitted_and_no_second_one(differ: Callable[..., None]) -> None:
@@ -244,6 +254,76 @@ def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, s
     fit(small_set, "auto", out=tmp_path / "p", machines=["fan"], workers=0)
     with pytest.raises(offkey.detector.DetectorError, match="without a separator of its own"):
         fit(small_set, "auto", out=tmp_path / "p", overrides=told, machines=["fan"], workers=0)
+
+
+def test_a_detector_tells_why_it_hears_through_a_separator(small_set: Path, separators: list[Path]) -> None:
+    told = ["separation.fit=always", "ensemble.members=['logmel-density', 'loudness']"]
+    for system in ("auto", "ensemble"):
+        overrides = told if system == "ensemble" else told[:1]
+        detector = fit(small_set, system, overrides=overrides, machines=["fan"], workers=0)
+        assert detector.reasons.count("a separator first, as the settings say") == 1
+        assert "- a separator first, as the settings say" in detector.card()
+
+
+def test_a_detector_that_was_moved_is_still_the_one_asked_for(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separators: list[Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = ["separation.fit=always", "ensemble.members=['logmel-density', 'loudness']"]
+    for system in ("loudness", "ensemble"):
+        overrides = told if system == "ensemble" else told[:1]
+        fit(small_set, system, out=system, overrides=overrides, machines=["fan"], workers=0)
+        kept = (tmp_path / system / MANIFEST).stat().st_mtime_ns
+        fit(small_set, system, out=tmp_path / system, overrides=overrides, machines=["fan"], workers=0)
+        assert (tmp_path / system / MANIFEST).stat().st_mtime_ns == kept
+        moved = (tmp_path / system).rename(tmp_path / f"{system} elsewhere")
+        fit(small_set, system, out=moved, overrides=overrides, machines=["fan"], workers=0)
+        assert (moved / MANIFEST).stat().st_mtime_ns == kept
+        shutil.rmtree(moved / "separator")
+        with pytest.raises(offkey.detector.DetectorError, match="without a separator of its own beside it"):
+            fit(small_set, system, out=moved, overrides=overrides, machines=["fan"], workers=0)
+
+
+def test_what_was_overwritten_leaves_no_front_end_behind(
+    small_set: Path, tmp_path: Path, separators: list[Path]
+) -> None:
+    out = tmp_path / "m"
+    fit(small_set, "loudness", out=out, overrides=["separation.fit=always"], machines=["fan"], workers=0)
+    (out / "front_end" / MANIFEST).write_text("{}")  # real ones have it
+    (out / "model.safetensors").write_bytes(b"of a network that was here before")
+    fit(small_set, "loudness", out=out, machines=["fan"], workers=0, overwrite=True)
+    assert not (out / "front_end").exists()
+    assert not (out / "model.safetensors").exists()
+
+
+def test_a_killed_run_that_overwrites_goes_on_without_the_detector_that_was_there(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separators: list[Path]
+) -> None:
+    told: dict[str, Any] = {"overrides": ["separation.fit=always"], "machines": ["fan"], "workers": 0}
+    out = tmp_path / "m"
+    fit(small_set, "loudness", out=out, **told)
+    working = fitting.fit_separator
+
+    def killed(source: Any, out: Path, recipe: Any, **keywords: Any) -> None:
+        (out / MANIFEST).unlink()  # as the real one does when it overwrites
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "fit_separator", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_set, "loudness", out=out, overwrite=True, **told)
+    monkeypatch.setattr(fitting, "fit_separator", working)
+    assert fit(small_set, "loudness", out=out, **told).front_end is not None
+
+
+def test_supplemental_clips_that_nothing_listens_to_are_not_separated(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separators: list[Path]
+) -> None:
+    told: dict[str, Any] = {"overrides": ["separation.fit=always"], "machines": ["fan"], "workers": 0}
+    for system in ("auto", "logmel-density"):
+        monkeypatch.setenv("OFFKEY_CACHE", str(tmp_path / f"cache of {system}"))
+        detector = fit(small_set, system, **told)
+        front_end: Any = detector.front_end
+        assert front_end.separator.asked == len(detector.machines["fan"].clips)
 
 
 def test_an_ensemble_asks_once_whether_a_separator_pays_and_its_members_share_it(

@@ -8,6 +8,7 @@ import pytest
 
 from offkey.systems.choose import FEWEST_CLIPS, choose, trains_behind_separator
 from offkey.systems.config import load_preset, preset_names
+from offkey.systems.settings import SettingsError
 from offkey.types import ClipMeta, Content, Domain, Split
 
 
@@ -140,6 +141,19 @@ def test_behind_a_separator_log_mel_statistics_judge_alone() -> None:
     assert settled(10, "separation.front_end=x", own)[1] == ["loudness:level"]
     network = "scoring.scorers=[{view = 'network', scorer = {name = 'gmm'}}]"
     assert settled(60, "separation.front_end=x", network)[:2] == ("discriminative", ["network:gmm"])
+
+
+def test_scorers_that_somebody_set_decide_whether_a_network_is_trained() -> None:
+    network, logmel = (
+        f"scoring.scorers=[{{view = '{view}', scorer = {{name = 'gmm'}}}}]" for view in ("network", "logmel")
+    )
+    for front_end in ("", "s"):
+        told = [f"separation.front_end={front_end}"]
+        single, reasons = choose(load_preset("auto", [logmel, *told]), clips("fan", 60, 3))
+        assert (single.kind, len(single.scoring.scorers)) == ("training-free", 1)
+        assert reasons == ["no scorer that was asked for looks at a network, so none is trained"]
+        with pytest.raises(SettingsError, match="all look at a network"):
+            choose(load_preset("auto", [network, *told]), clips("fan", FEWEST_CLIPS - 1, 3))
 
 
 @pytest.mark.parametrize(

@@ -69,13 +69,35 @@ def tidy(content: bytes, place: Path, metadata: Mapping[str, str]) -> Path:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(place)
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    traced = onnx.load_from_string(content)
+    _take_constants_themselves(traced.graph)
+    onnxruntime.InferenceSession(traced.SerializeToString(), options, providers=["CPUExecutionProvider"])
     model = onnx.load(place)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
     model.producer_name = "offkey"
     onnx.save(model, place)
     return place
+
+
+def _take_constants_themselves(graph: Any) -> None:
+    """Leave out nodes that only give a constant another name, as the exporter does with those that are equal.
+
+    onnxruntime removes them too, but then misses some of the names: those of separators that members share.
+    """
+    constants = {constant.name for constant in graph.initializer}
+    outputs = {output.name for output in graph.output}
+    names: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+        if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in outputs:
+            names[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def require(package: str) -> None:

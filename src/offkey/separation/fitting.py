@@ -18,6 +18,7 @@ from offkey.data.fingerprint import clips_fingerprint
 from offkey.data.loader import ClipReader, Failure
 from offkey.data.source import Source, open_source
 from offkey.files import check_folder, write_whole
+from offkey.manifest import MANIFEST
 from offkey.progress import Progress, Quiet
 from offkey.separation.mixing import (
     MixtureLessons,
@@ -294,11 +295,12 @@ def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> FittedSepara
         if facts_file.is_file():  # so the folder is ours
             shutil.rmtree(out / "training", ignore_errors=True)
             facts_file.unlink()
+        (out / MANIFEST).unlink(missing_ok=True)  # else a run that is killed could not go on
         for checkpoint in (out / "training").glob("*.pt"):
             checkpoint.unlink()
         return None
     if not facts_file.is_file():
-        if (out / "manifest.json").is_file():
+        if (out / MANIFEST).is_file():
             raise SeparatorFitError(f"{out} holds another model; choose another --out, or --overwrite it")
         return None
     try:

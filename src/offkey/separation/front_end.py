@@ -13,7 +13,10 @@ from offkey.audio.io import AudioConfig
 from offkey.separation.stems import ClipSeparator, Pair, Stems, bring_to_level
 from offkey.types import Float
 
-__all__ = ["FOLDER", "FrontEnd"]
+__all__ = ["FITTED", "FOLDER", "FrontEnd"]
+
+FITTED = "separator"
+"""Where a detector's folder has the separator that was fitted for it, with how it was trained."""
 
 FOLDER = "front_end"
 """Where a detector keeps its separator, below its own folder."""

@@ -14,7 +14,7 @@ from offkey.encoders.config import ENCODERS
 from offkey.encoders.weights import find
 from offkey.systems.choose import FEWEST_CLIPS, choose, trains_behind_separator, without_network
 from offkey.systems.config import SystemConfig, load_preset, preset_names
-from offkey.systems.members import given_settings
+from offkey.systems.members import given_settings, member_systems
 from offkey.systems.surroundings import unlikeness
 from offkey.types import ClipMeta, Content
 
@@ -86,8 +86,7 @@ def settle(
     elif about_encoder:
         reasons.append(about_encoder)
     if config.separation.front_end:
-        through = heard if single.kind == "discriminative" else len(clips)
-        minutes += through * SEPARATOR_HEARS * seconds / 10.0 / 60.0
+        minutes += _separating(heard if single.kind == "discriminative" else len(clips), seconds)
         reasons.append(f"every clip goes through a separator first, which passes on its {config.separation.keep}")
     where = "a GPU" if _gpu() else "two processor cores"
     reasons.append(
@@ -123,6 +122,8 @@ def wants_separator(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequ
     if not _separator_fits(config, clips, extra):
         return False, f"for a separator, about {_time(SEPARATOR_MINUTES)} more, auto.minutes has no room"
     machine, noise = (unlikeness(found, config.audio, config.mel) for found in alone.values())
+    if not (machine >= 0 and noise >= 0):
+        return False, f"{told}: no two of them of one machine could be read and compared (separation.fit=always)"
     differ = f"from clip to clip noise alone differs by {noise:.1f} dB, the machine alone by {machine:.1f} dB"
     if noise > machine:
         return True, f"{differ}: a separator is fitted first, in about {_time(SEPARATOR_MINUTES)}"
@@ -134,10 +135,16 @@ def _separator_fits(config: SystemConfig, clips: Sequence[ClipMeta], extra: Sequ
     limit = config.auto.minutes
     if not limit:
         return True
+    seconds, heard = _sound(clips), len(clips)
+    systems = member_systems(config).values() if config.kind == "ensemble" else [config]
     network = 0.0
-    if trains_behind_separator(config) and len(clips) >= FEWEST_CLIPS:
-        network = _minutes("network", (len(clips) + len(extra)) * config.training.epochs, _sound(clips))
-    return (network if network <= limit else 0.0) + SEPARATOR_MINUTES <= limit
+    for system in systems:
+        if not trains_behind_separator(system) or (system.kind == "auto" and len(clips) < FEWEST_CLIPS):
+            continue
+        needed = _minutes("network", (len(clips) + len(extra)) * system.training.epochs, seconds)
+        if system.kind != "auto" or needed <= limit:  # auto leaves out a network that takes too long
+            network, heard = network + needed, len(clips) + len(extra)
+    return network + SEPARATOR_MINUTES + _separating(heard, seconds) <= limit
 
 
 def encoder_at_hand(config: SystemConfig) -> tuple[str | None, str]:
@@ -211,6 +218,11 @@ def _minutes(what: str, clips: int, seconds: float) -> float:
     """Minutes for so many clips, by the measured rate of what is done with each."""
     rates = GPU_RATES if _gpu() else RATES
     return clips * rates.get(what, 0.0) * seconds / 10.0 / 60.0
+
+
+def _separating(clips: int, seconds: float) -> float:
+    """Minutes that so many clips take through a separator."""
+    return clips * SEPARATOR_HEARS * seconds / 10.0 / 60.0
 
 
 def _gpu() -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from offkey.data.labels import LabelSpace
 from offkey.systems.config import SystemConfig, load_preset
+from offkey.systems.settings import SettingsError
 from offkey.types import ClipMeta, Content
 
 __all__ = ["choose", "trains_behind_separator", "without_network"]
@@ -32,12 +33,15 @@ def choose(
         return config, []
     machines = sorted({clip.machine for clip in clips})
     reasons: list[str] = []
-    if config.separation.front_end and not trains_behind_separator(config):
+    usual = config.scoring == load_preset("auto").scoring
+    if config.separation.front_end and usual:
         config = _behind_separator(config)
         reasons.append(
             "behind a separator three scores of log-mel statistics judge, and no network: it added nothing there "
             "(docs/benchmarks.md; `--system discriminative` trains one)"
         )
+    elif not _looks_at_network(config):
+        reasons.append("no scorer that was asked for looks at a network, so none is trained")
     elif len(clips) < FEWEST_CLIPS:
         reasons.append(
             f"{len(clips)} normal clips are too few to train a network (it takes {FEWEST_CLIPS}): "
@@ -96,16 +100,22 @@ def choose(
 def trains_behind_separator(config: SystemConfig) -> bool:
     """Whether a system may train a network behind a separator: `auto` does only with scorers that somebody set."""
     if config.kind == "auto":
-        return config.scoring != load_preset("auto").scoring
+        return _looks_at_network(config) and config.scoring != load_preset("auto").scoring
     return config.kind != "training-free"
 
 
 def without_network(config: SystemConfig) -> tuple[SystemConfig, list[str]]:
     """What `auto` becomes where no network is trained: training-free, without what only a network could use.
 
-    The sentences tell what somebody asked for and does not get.
+    The sentences tell what somebody asked for and does not get. Raises SettingsError where every scorer that was asked
+    for looks at a network.
     """
     scorers = [entry for entry in config.scoring.scorers if entry.view != "network"]
+    if not scorers:
+        raise SettingsError(
+            "scoring.scorers all look at a network, and for these clips auto trains none: give one the view logmel, or "
+            "choose --system discriminative"
+        )
     changes: dict[str, Any] = {
         "kind": "training-free", "scoring": {"scorers": scorers}, "encoder": {"name": "none"},
     }  # fmt: skip
@@ -114,6 +124,10 @@ def without_network(config: SystemConfig) -> tuple[SystemConfig, list[str]]:
     changes["augmentation"] = {"remix": {"enabled": False}}
     remark = "augmentation.remix is switched off: it makes clips to train on, and nothing is trained"
     return _changed(config, **changes), [remark]
+
+
+def _looks_at_network(config: SystemConfig) -> bool:
+    return any(entry.view == "network" for entry in config.scoring.scorers)
 
 
 def _behind_separator(config: SystemConfig) -> SystemConfig:
