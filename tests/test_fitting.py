@@ -183,9 +183,15 @@ def test_overwrite_replaces_the_detector_and_drops_its_evaluation(
 def test_overwrite_in_a_folder_without_a_detector_deletes_nothing(recordings: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     keepsake = noise(out / "training" / "keep.wav")
+    weights, left = out / "training" / "other" / "model.pt", out / "training" / "best-3.pt"
+    weights.parent.mkdir()
+    for path in (weights, left):
+        path.write_bytes(b"x")
     (out / "evaluation").mkdir()
     fit(recordings, "loudness", out=out, overwrite=True)
     assert keepsake.exists()
+    assert weights.exists()  # somebody's own; only what a killed run of offkey left is deleted
+    assert not left.exists()
     assert (out / "evaluation").exists()
 
 

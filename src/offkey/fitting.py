@@ -41,6 +41,7 @@ from offkey.systems.members import member_systems
 from offkey.systems.network import check_encoder
 from offkey.systems.reconstructive import train_reconstructive
 from offkey.systems.retrieval import encoder_facts, frozen_network, settle_parts
+from offkey.training.checkpoint import forget
 from offkey.training.distributed import leads
 from offkey.types import ClipMeta, Condition, Content, OffkeyError, Split
 from offkey.views import SHARED
@@ -148,7 +149,7 @@ def _learn(
     if out is not None:
         finished = _finished(out, asked, again["overwrite"])
         if finished is not None:
-            _forget_checkpoints(out)  # of a run that was killed right after it had saved
+            forget(out / "training")  # of a run that was killed right after it had saved
             progress.say(f"{out} already holds this detector; nothing to do")
             return finished
         check_folder(out)
@@ -225,7 +226,7 @@ def _learn(
             detector.facts["encoder"] = encoder_facts(frozen)
         if out is not None and leads():
             detector.save(out)
-            _forget_checkpoints(out)
+            forget(out / "training")
     return detector
 
 
@@ -443,9 +444,4 @@ def _clear(out: Path) -> None:
         for old in ("training", "evaluation", MEMBERS):
             shutil.rmtree(out / old, ignore_errors=True)
         (out / MANIFEST).unlink()
-    _forget_checkpoints(out)
-
-
-def _forget_checkpoints(out: Path) -> None:
-    for checkpoint in (out / "training").rglob("*.pt"):
-        checkpoint.unlink()
+    forget(out / "training")

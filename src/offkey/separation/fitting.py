@@ -31,6 +31,7 @@ from offkey.separation.mixing import (
 from offkey.separation.recipe import Mode, SeparationRecipe
 from offkey.separation.separator import Separator
 from offkey.separation.training import Measured, SeparationTask
+from offkey.training.checkpoint import forget
 from offkey.training.distributed import leads
 from offkey.training.history import TrainingHistory
 from offkey.training.loop import train
@@ -200,8 +201,7 @@ def fit_separator(
     if leads():
         separator.save(out)
         write_whole(out / FACTS, json.dumps(facts, indent=1))
-        for checkpoint in (out / "training").glob("*.pt"):
-            checkpoint.unlink()
+        forget(out / "training")
     return FittedSeparator(separator, way, tuple(reasons), final, facts)
 
 
@@ -296,8 +296,7 @@ def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> FittedSepara
             shutil.rmtree(out / "training", ignore_errors=True)
             facts_file.unlink()
         (out / MANIFEST).unlink(missing_ok=True)  # else a run that is killed could not go on
-        for checkpoint in (out / "training").glob("*.pt"):
-            checkpoint.unlink()
+        forget(out / "training")
         return None
     if not facts_file.is_file():
         if (out / MANIFEST).is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch
 
 from offkey.types import OffkeyError
 
-__all__ = ["CheckpointError", "CheckpointStore", "differences"]
+__all__ = ["CheckpointError", "CheckpointStore", "differences", "forget"]
 
 _NEWEST, _PREVIOUS = "checkpoint.pt", "previous.pt"
 _FORMAT = 1
+_NAMES = re.compile(r"(checkpoint|previous|best-\d+)\.pt|\.(checkpoint|best-\d+)\.pt\.\d+\.tmp")
 
 
 class CheckpointError(OffkeyError):
@@ -41,6 +43,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != after:
             found.append(f"{prefix}{key}: {before} -> {after}")
     return found
+
+
+def forget(folder: Path) -> None:
+    """Delete the checkpoints of runs in `folder` and below, and what killed ones were writing; other files stay."""
+    for path in folder.rglob("*.*"):
+        if _NAMES.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 class CheckpointStore:
