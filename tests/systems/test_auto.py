@@ -129,6 +129,9 @@ def test_what_a_separator_hears_takes_time_too(monkeypatch: pytest.MonkeyPatch) 
             -1
         ]
 
+    monkeypatch.setattr(auto, "_seconds", lambda clip: 30.0)
+    assert "about a minute on" in told()
+    monkeypatch.setattr(auto, "_seconds", lambda clip: 100.0)
     assert "about 4 minutes on" in told()  # 60 clips of ten times 10 s, 0.32 s each, and reading
     network = "scoring.scorers=[{view = 'network', scorer = {name = 'gmm'}}]"
     assert "about 16 minutes on" in told(network)  # 100 clips through the separator, and 16 epochs of 100

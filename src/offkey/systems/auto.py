@@ -234,4 +234,6 @@ def _gpu() -> bool:
 def _time(minutes: float) -> str:
     if minutes < 1:
         return f"{max(1, round(60 * minutes))} s"
+    if minutes < 1.5:
+        return "a minute"
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
