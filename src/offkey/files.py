@@ -9,12 +9,13 @@ import io
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 from offkey.types import OffkeyError
 
-__all__ = ["check_file", "check_folder", "new_file_mode", "read_pairs", "sha256", "sweep", "write_whole"]
+__all__ = ["check_file", "check_folder", "new_file_mode", "read_pairs", "same_name", "sha256", "sweep", "write_whole"]
 
 _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # mkstemp's eight letters
 
@@ -60,6 +61,15 @@ def check_folder(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "it is a file, where a folder is needed", str(held))
     if not os.access(held, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "nothing may be written into this folder", str(held))
+
+
+def same_name(name: str) -> str:
+    """What two names have in common that are one on some disks: case, and how accents are spelled, do not count.
+
+    >>> same_name("L\u00fcfter") == same_name("lu\u0308fter")
+    True
+    """
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_pairs(path: Path, wrong: type[OffkeyError], form: str, fits: Callable[[str], bool]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import offkey as package
 from offkey.assessment import assess
 from offkey.benchmarking import BenchmarkError, Contestant, benchmark
 from offkey.cli.app import run
-from offkey.cli.output import folder_or_file, own_names
+from offkey.cli.recordings import folder_or_file, own_names
 from offkey.data.sessions import SessionError
 from offkey.data.source import open_source
 from offkey.files import write_whole

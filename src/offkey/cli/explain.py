@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from offkey.cli.output import Bars, complain, folder_or_file, own_names, print_json
+from offkey.cli.output import Bars, complain, print_json
+from offkey.cli.recordings import folder_or_file, own_names
 from offkey.types import FileVerdict, OffkeyError, Verdict
 
 if TYPE_CHECKING:

@@ -6,10 +6,7 @@ import json
 import math
 import os
 import sys
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +16,7 @@ if TYPE_CHECKING:
 
     from offkey.data.loader import Failure
 
-__all__ = [
-    "Bars", "complain", "folder_or_file", "own_names", "print_json", "print_table", "report_failures", "same_name",
-]  # fmt: skip
+__all__ = ["Bars", "complain", "print_json", "print_table", "report_failures"]
 
 
 def complain(text: str) -> None:
@@ -125,35 +120,3 @@ class Bars:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def folder_or_file(path: Path) -> list[Path]:
-    """A file is itself; a folder is the recordings in it and below, sorted, also those that nobody here can decode."""
-    if not path.is_dir():
-        return [path]
-    from offkey.audio.io import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES
-    from offkey.data.folder import walk
-
-    return sorted(file for file in walk(path) if file.suffix.lower() in AUDIO_SUFFIXES | UNREADABLE_SUFFIXES)
-
-
-def own_names(files: Sequence[Path]) -> list[str]:
-    """A name a file, its own where no other has it; no two differ in case alone, for disks that see no difference."""
-    keys = [same_name(file.stem) for file in files]
-    counts = Counter(keys)
-    taken = {key for key in keys if counts[key] == 1}
-    names = []
-    for number, (file, key) in enumerate(zip(files, keys, strict=True)):
-        name = file.stem
-        if counts[key] > 1:
-            name = f"{number:04d}_{name}"
-            while same_name(name) in taken:
-                name = f"{number:04d}_{name}"
-            taken.add(same_name(name))
-        names.append(name)
-    return names
-
-
-def same_name(name: str) -> str:
-    """What two names have in common that are one on a disk that does not tell upper from lower case."""
-    return unicodedata.normalize("NFC", name).casefold()

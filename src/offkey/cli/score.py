@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from offkey.cli.explain import pictures
-from offkey.cli.output import Bars, complain, folder_or_file, print_json
+from offkey.cli.output import Bars, complain, print_json
 from offkey.cli.rates import ClipEveryOption, FalseAlarmsOption, asked_rate
+from offkey.cli.recordings import folder_or_file
 from offkey.types import OffkeyError
 
 if TYPE_CHECKING:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from offkey.cli.fit import MachineOption
-from offkey.cli.output import Bars, complain, folder_or_file, own_names, print_json, report_failures, same_name
+from offkey.cli.output import Bars, complain, print_json, report_failures
+from offkey.cli.recordings import folder_or_file, own_names
+from offkey.files import same_name
 from offkey.types import OffkeyError
 
 SHOWN = 12

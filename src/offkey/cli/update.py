@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from offkey.cli.fit import GroupsOption
-from offkey.cli.output import Bars, complain, folder_or_file, print_json, report_failures
+from offkey.cli.output import Bars, complain, print_json, report_failures
+from offkey.cli.recordings import folder_or_file
 from offkey.types import OffkeyError
 
 if TYPE_CHECKING:

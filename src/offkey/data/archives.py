@@ -11,7 +11,6 @@ import re
 import shutil
 import stat
 import time
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from offkey.downloading import megabytes
+from offkey.files import same_name
 from offkey.progress import Progress, Quiet
 from offkey.types import OffkeyError
 
@@ -193,7 +193,7 @@ def _no_clash(archive: Path, members: list[Member]) -> None:
     for member in members:
         path = PurePosixPath(member.place)
         for name in map(str, (path, *path.parents[:-1])):
-            key = unicodedata.normalize("NFC", name).casefold()
+            key = same_name(name)
             if seen.setdefault(key, name) != name:
                 raise _refused(archive, f"{name!r} differs from {seen[key]!r} in case or accents only")
         if member.place in files:

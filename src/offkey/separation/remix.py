@@ -26,7 +26,7 @@ from offkey.data.dcase import format_name, parse_name
 from offkey.data.fingerprint import clips_fingerprint
 from offkey.data.loader import Failure
 from offkey.data.source import Source
-from offkey.files import write_whole
+from offkey.files import same_name, write_whole
 from offkey.progress import Progress, Quiet
 from offkey.separation.stems import Stems
 from offkey.training.config import RemixConfig
@@ -364,7 +364,7 @@ class _Names:
         taken: set[str] = set()
         for place in range(len(clips)):
             for turn in count():
-                names = {self._name(place, copy, turn).as_posix().casefold() for copy in range(copies + 1)}
+                names = {same_name(self._name(place, copy, turn).as_posix()) for copy in range(copies + 1)}
                 if not names & taken:
                     break
             taken |= names
