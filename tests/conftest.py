@@ -1,9 +1,12 @@
 """Shapes that annotations promise are checked while the tests run (jaxtyping + beartype)."""
 
+import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one worker a core
@@ -159,3 +162,25 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(benchmarking, "_command", here)
     return noted
+
+
+@pytest.fixture
+def separators(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders into which a separator was fitted: a low-pass filter, in no time."""
+    from tests.separation.stand_in import LowPass
+
+    from offkey.manifest import MANIFEST
+
+    asked: list[Path] = []
+
+    def fit_separator(source: Any, out: Path, recipe: Any, **keywords: Any) -> None:
+        asked.append(out)
+        LowPass(1000.0).save(out)
+        (out / MANIFEST).write_text("{}")
+        told = {"mode": "supervised", "reasons": ["they were there"], "history": {"epochs": [{"seconds": 1000.0}] * 2}}
+        exam = {"before": -3.0, "after": 3.5, "mixtures": 48}
+        (out / "training.json").write_text(json.dumps(told | {"held_out": exam}))
+
+    monkeypatch.setitem(sys.modules, "offkey.separation.separator", SimpleNamespace(Separator=LowPass))
+    monkeypatch.setattr("offkey.separation.fitting.fit_separator", fit_separator)
+    return asked

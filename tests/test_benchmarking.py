@@ -71,6 +71,22 @@ def test_scorers_of_a_blend_have_rows_of_their_own(tmp_path: Path) -> None:
         assert [float(row["official_score"]) for row in csv.DictReader(file)] == [0.8, 0.6, 0.7]
 
 
+def test_systems_of_one_seed_share_the_separator_that_is_fitted_first(
+    small_set: Path, tmp_path: Path, commands: list[list[str]], separators: list[Path]
+) -> None:
+    # a benchmark of ten systems fitted ten of them, twenty minutes each
+    runs, failures = bench(small_set, tmp_path / "Bänke", SYSTEMS, [0, 1], overrides=["separation.fit=always"])
+    assert failures == []
+    assert len(set(separators)) == 2
+    assert {place.parent for place in separators} == {tmp_path / "Bänke" / "separators"}
+    # all are charged for it: the first by the clock (here 0.25 s), the others by what its training took
+    assert [found.fit_seconds for found in runs] == [0.25, 0.25, 2000.25, 2000.25]
+    bench(small_set, tmp_path / "Bänke", ["loudness"], [0], overrides=["separation.fit=always"])
+    own = [f"separation.fit=always separation.folder={tmp_path}/mine"]
+    bench(small_set, tmp_path / "Bänke", [f"other=loudness {own[0]}"], [0])
+    assert separators[-1].parent == tmp_path / "mine"
+
+
 def test_finished_runs_are_not_done_again(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:
     first, _ = bench(small_set, tmp_path, ["loudness"], [0])
     assert [arguments[0] for arguments in commands] == ["fit", "evaluate"]

@@ -106,3 +106,16 @@ def test_what_was_added_later_is_told(fitted: Callable[[str], Any]) -> None:
     update = {"when": "2026-11-22T10:00:00", "machine": "fan", "reason": "false-alarm", "clips": list("abcdefg")}
     card = write_card(replace(detector, facts=detector.facts | {"updates": [update]}))
     assert "2026-11-22, fan: 7 called false alarms (`a`, `b`, `c`, `d`, `e`, …)" in card
+
+
+def test_what_a_separator_gained_is_told(fitted: Callable[[str], Any]) -> None:
+    plain = fitted("logmel-knn").detector
+    separation = plain.config.separation.model_copy(update={"front_end": "s"})
+    detector = replace(
+        plain, config=plain.config.model_copy(update={"separation": separation}), front_end=FrontEnd(LowPass(1000.0))
+    )
+    assert "- through a separator first, which passes on its foreground\n" in write_card(detector)
+    told = {"mode": "supervised", "before": -3.0, "after": 3.5, "mixtures": 48}
+    card = write_card(replace(detector, facts=detector.facts | {"separator": told}))
+    assert "on 48 mixtures of clips of the machine alone and of noise alone that it had not learnt from" in card
+    assert "the machine came -3.0 -> 3.5 dB out of the noise (+6.5 dB SI-SNR)" in card

@@ -3,6 +3,9 @@
 `<out>/<name>-seed<n>/` is a run folder: the detector, its evaluation, and `run.json` (times, memory). A run that was
 killed goes on; `table.md`, `table.csv`, `table.html` and `runs.csv` are written anew after every run. Runs of another
 folder, of this program or of another that keeps the same files, may stand beside (`finished_runs`).
+
+Systems that have a separator fitted first share the one of their seed, in `<out>/separators/`: it takes far longer than
+most of them. Each one's time of fitting holds the separator's, as if it had been fitted for it alone.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from offkey.assessment import FOLDER
 from offkey.evaluation.result import Result
 from offkey.evaluation.tables import Run, Table, summarise
 from offkey.files import write_whole
+from offkey.manifest import MANIFEST
 from offkey.progress import Progress
 from offkey.types import OffkeyError
 
@@ -34,6 +38,10 @@ __all__ = ["BenchmarkError", "BenchmarkRun", "Contestant", "benchmark", "finishe
 
 RECORD = "run.json"
 """File of a run folder that says it is finished, what was asked for, and what it took."""
+
+
+SEPARATORS = "separators"
+"""Folder, beside the runs, of separators that were fitted for them."""
 
 
 class BenchmarkError(OffkeyError):
@@ -171,6 +179,9 @@ def _run(
             raise BenchmarkError(f"{folder} was made from other data or settings; choose another --out")
     else:
         common = ["--workers", str(workers)]
+        # before the settings that somebody gave, which overrule it
+        shared = f"separation.folder={json.dumps(str((folder.parent / SEPARATORS).absolute()), ensure_ascii=False)}"
+        before = _separators(folder.parent)
         fit_seconds, fit_mib = _command(
             [
                 "fit",
@@ -181,7 +192,7 @@ def _run(
                 str(seed),
                 "--out",
                 str(folder),
-                *(part for text in settings for part in ("--set", text)),
+                *(part for text in (shared, *settings) for part in ("--set", text)),
                 *common,
             ]
         )
@@ -189,7 +200,7 @@ def _run(
         score_seconds, score_mib = _command(["evaluate", str(folder), str(source), *grouped, *common])
         kept = {
             "asked": asked,
-            "fit_seconds": fit_seconds,
+            "fit_seconds": fit_seconds + _found_separator(folder, before),
             "score_seconds": score_seconds,
             "peak_mib": max(fit_mib, score_mib),
         }
@@ -197,6 +208,21 @@ def _run(
     if not (folder / FOLDER / "result.json").is_file():
         raise BenchmarkError(f"{source} has no labelled test clips, so there is nothing to compare")
     return _read(folder, entry.name, seed)
+
+
+def _separators(out: Path) -> set[Path]:
+    """The finished separators that runs share."""
+    return {manifest.parent for manifest in (out / SEPARATORS).glob(f"*/{MANIFEST}")}
+
+
+def _found_separator(folder: Path, before: set[Path]) -> float:
+    """Seconds that training took of the separator that a detector hears through, if it was among those of `before`."""
+    from offkey.separation.fitting import training_told
+    from offkey.systems.settings import read_toml
+
+    place = read_toml(folder / "config.toml").get("separation", {}).get("front_end", "")
+    told = training_told(Path(place)) if place and Path(place) in before else None
+    return 0.0 if told is None else float(told["seconds"])
 
 
 def finished_runs(folder: Path, like: Sequence[BenchmarkRun] = ()) -> list[BenchmarkRun]:

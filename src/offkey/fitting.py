@@ -116,7 +116,8 @@ def fit(
     if not separate:
         return _learn(source, config, clips, extra, place, wanted, reasons, again)
     with tempfile.TemporaryDirectory() as scratch:
-        config = _with_separator(source, config, Path(scratch) if place is None else place, again)
+        heard_by = clips_fingerprint(clips + extra) if config.separation.folder else ""
+        config = _with_separator(source, config, Path(scratch) if place is None else place, heard_by, again)
         return _learn(source, config, clips, extra, place, wanted, reasons, again)
 
 
@@ -135,15 +136,17 @@ def _learn(
     `again` are the arguments of `fit`, as members of an ensemble get them.
     """
     progress, failures, workers, clip_every = (again[key] for key in ("progress", "failures", "workers", "clip_every"))
-    if config.separation.fit != "never":  # members of an ensemble are not asked again
-        config = config.model_copy(update={"separation": config.separation.model_copy(update={"fit": "never"})})
+    settled = config.separation.model_copy(update={"fit": "never", "folder": ""})
+    if config.separation != settled:  # members of an ensemble are not asked again
+        config = config.model_copy(update={"separation": settled})
     front_end, separator = _separators(config)
     asked: dict[str, Any] = {"settings": config.model_dump(mode="json"), "clips": clips_fingerprint(clips + extra)}
-    if front_end is not None or separator is not None:  # a path may hold other weights than last time
-        asked["separators"] = [
-            front_end.fingerprint if front_end is not None else "",
-            separator.fingerprint() if separator is not None else "",
-        ]
+    heard_through = _fingerprints(front_end, separator)
+    if config.kind == "ensemble":  # members may name others in settings of their own
+        own = [mark for each in member_systems(config).values() for mark in _fingerprints(*_separators(each))]
+        heard_through += [mark for mark in dict.fromkeys(own) if mark not in heard_through]
+    if any(heard_through):  # a path may hold other weights than last time
+        asked["separators"] = heard_through
     if wanted is not None:
         asked["false_alarms"] = [wanted.share, wanted.per_second, clip_every]
     if out is not None:
@@ -224,6 +227,7 @@ def _learn(
         }
         if frozen is not None:
             detector.facts["encoder"] = encoder_facts(frozen)
+        detector.facts |= _separator_facts(config)
         if out is not None and leads():
             detector.save(out)
             forget(out / "training")
@@ -257,29 +261,35 @@ def _fit_members(
     for remark in (*ensemble.reasons, *(f"{name}: {warning}" for name, warning in warnings if warning)):
         again["progress"].say(remark)
     ensemble.reasons = (*reasons, *ensemble.reasons)
-    ensemble.facts |= {"asked": asked, "source": source.root.name, "kind": source.kind}
+    ensemble.facts |= {"asked": asked, "source": source.root.name, "kind": source.kind} | _separator_facts(config)
     if out is not None and leads():
         ensemble.save(out, members=False)
     return ensemble
 
 
-def _with_separator(source: Source, config: SystemConfig, out: Path, again: Mapping[str, Any]) -> SystemConfig:
-    """Fit a separator into `out`/separator; the settings of the detector that hears through it."""
+def _with_separator(
+    source: Source, config: SystemConfig, out: Path, fingerprint: str, again: Mapping[str, Any]
+) -> SystemConfig:
+    """Fit a separator into `out`/separator, or find it where others left it; the settings of who hears through it.
+
+    `fingerprint` stands for the clips, where `separation.folder` names a place that is shared.
+    """
     from offkey.separation.fitting import fit_separator
     from offkey.separation.recipe import SeparationRecipe
 
-    place = out / FITTED
+    recipe = SeparationRecipe(seed=config.seed)
+    shared = config.separation.folder
+    place = Path(shared).expanduser() / f"seed{config.seed}-{fingerprint[:12]}" if shared else out / FITTED
     if again["overwrite"]:
         _clear(out)
-    elif (out / MANIFEST).is_file() and not (place / MANIFEST).is_file():
+    elif not shared and (out / MANIFEST).is_file() and not (place / MANIFEST).is_file():
         raise DetectorError(
             f"{out} holds a detector without a separator of its own beside it ({place}); choose another --out, or "
             "--overwrite it"
         )
-    recipe = SeparationRecipe(seed=config.seed)
-    keys = ("machines", "workers", "overwrite", "progress")
+    keys = ("machines", "workers", "progress")
     # clips that cannot be read are noted when the detector is fitted
-    passed = {key: again[key] for key in keys}
+    passed = {key: again[key] for key in keys} | {"overwrite": again["overwrite"] and not shared}
     fit_separator(source, place, recipe, channel=config.audio.channel, failures=[], **passed)
     told = config.separation.model_copy(update={"front_end": str(place), "fit": "never"})
     return config.model_copy(update={"separation": told})
@@ -294,6 +304,18 @@ def _separators(config: SystemConfig) -> tuple[FrontEnd | None, Any]:
     from offkey.separation.separator import Separator
 
     return front_end, Separator.load(Path(told.model))
+
+
+def _fingerprints(front_end: FrontEnd | None, separator: Any) -> list[str]:
+    return [front_end.fingerprint if front_end else "", separator.fingerprint() if separator is not None else ""]
+
+
+def _separator_facts(config: SystemConfig) -> dict[str, Any]:
+    """How the separator that clips are heard through was trained, as far as its folder tells."""
+    from offkey.separation.fitting import training_told
+
+    told = training_told(Path(config.separation.front_end)) if config.separation.front_end else None
+    return {} if told is None else {"separator": told}
 
 
 def _train(lessons: Lessons, folder: Path, progress: Progress) -> dict[str, Outcome]:
@@ -433,7 +455,7 @@ def _less_places(asked: Any) -> Any:
     """What was asked for, less where separators lie: a folder may be moved, and fingerprints tell what is in it."""
     told = json.loads(json.dumps(asked))
     separation = (told or {}).get("settings", {}).get("separation", {})
-    for name in ("front_end", "model"):
+    for name in ("front_end", "model", "folder"):
         separation.pop(name, None)
     return told
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,21 +222,6 @@ def test_a_separator_that_was_asked_for_is_fitted_and_no_second_one(differ: Call
     assert any("goes through a separator first, which passes on its foreground" in reason for reason in reasons)
 
 
-@pytest.fixture
-def separators(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Folders into which a separator was fitted: a low-pass filter, in no time."""
-    asked: list[Path] = []
-
-    def fit_separator(source: Any, out: Path, recipe: Any, **keywords: Any) -> None:
-        asked.append(out)
-        LowPass(1000.0).save(out)
-        (out / MANIFEST).write_text("{}")
-
-    monkeypatch.setitem(sys.modules, "offkey.separation.separator", SimpleNamespace(Separator=LowPass))
-    monkeypatch.setattr("offkey.separation.fitting.fit_separator", fit_separator)
-    return asked
-
-
 def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, separators: list[Path]) -> None:
     told = ["separation.fit=always"]
     out = tmp_path / "m"
@@ -257,6 +240,44 @@ def test_auto_hears_through_its_own_separator(small_set: Path, tmp_path: Path, s
     fit(small_set, "auto", out=tmp_path / "p", machines=["fan"], workers=0)
     with pytest.raises(offkey.detector.DetectorError, match="without a separator of its own"):
         fit(small_set, "auto", out=tmp_path / "p", overrides=told, machines=["fan"], workers=0)
+
+
+def test_who_names_one_folder_shares_the_separator_of_a_seed(
+    small_set: Path, tmp_path: Path, separators: list[Path]
+) -> None:
+    told = ["separation.fit=always", f"separation.folder={tmp_path}/shared"]
+    fitted = {}
+    for name, seed, machine in (("a", 0, "fan"), ("b", 0, "fan"), ("c", 1, "fan"), ("d", 0, "valve")):
+        again = {"out": tmp_path / name, "overrides": told, "machines": [machine], "seed": seed, "workers": 0}
+        fitted[name] = fit(small_set, "loudness", **again)
+        assert fit(small_set, "loudness", **again).front_end is not None
+    places = {name: Path(detector.config.separation.front_end) for name, detector in fitted.items()}
+    assert all(place.parent == tmp_path / "shared" for place in places.values())
+    assert places["a"] == places["b"] != places["c"]
+    assert places["d"] not in (places["a"], places["c"])  # of other clips
+    assert not (tmp_path / "a" / "separator").exists()
+    # each keeps what it hears through, and overwriting one takes nothing from the others
+    fit(small_set, "loudness", out=tmp_path / "a", overrides=told, machines=["fan"], workers=0, overwrite=True)
+    kept = set(separators)
+    shutil.rmtree(tmp_path / "shared")
+    assert kept == set(places.values())
+    assert all(offkey.load(tmp_path / name).front_end is not None for name in fitted)
+
+
+def test_a_separator_that_a_member_names_is_part_of_what_was_asked(
+    small_set: Path, tmp_path: Path, separators: list[Path]
+) -> None:
+    LowPass(1000.0).save(tmp_path / "s")
+    member = f"{{system = 'loudness', settings = ['separation.front_end={tmp_path}/s']}}"
+    told: dict[str, Any] = {
+        "out": tmp_path / "m", "overrides": [f"ensemble.members=[{member}, 'logmel-knn']", "separation.fit=never"],
+        "machines": ["fan"], "workers": 0,
+    }  # fmt: skip
+    fit(small_set, "ensemble", **told)
+    fit(small_set, "ensemble", **told)
+    LowPass(500.0).save(tmp_path / "s")
+    with pytest.raises(offkey.detector.DetectorError, match="other settings or clips"):
+        fit(small_set, "ensemble", **told)
 
 
 def test_a_detector_tells_why_it_hears_through_a_separator(small_set: Path, separators: list[Path]) -> None:

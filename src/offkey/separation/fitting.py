@@ -37,7 +37,7 @@ from offkey.training.history import TrainingHistory
 from offkey.training.loop import train
 from offkey.types import Batch, ClipMeta, Condition, Content, OffkeyError, Split
 
-__all__ = ["FittedSeparator", "SeparatorFitError", "choose_mode", "fit_separator"]
+__all__ = ["FittedSeparator", "SeparatorFitError", "choose_mode", "fit_separator", "training_told"]
 
 FACTS = "training.json"
 _SMALLEST = 4  # clips of a kind and machine below which none is held out
@@ -203,6 +203,27 @@ def fit_separator(
         write_whole(out / FACTS, json.dumps(facts, indent=1))
         forget(out / "training")
     return FittedSeparator(separator, way, tuple(reasons), final, facts)
+
+
+def training_told(folder: Path) -> dict[str, Any] | None:
+    """What a card should say of how the separator in `folder` was trained; None where nothing is known of it.
+
+    `mode` and `reasons`; `before` and `after`, SI-SNR in dB over `mixtures` held-out ones (None where there were none);
+    `seconds` that training took. Raises SeparatorFitError where the record is damaged.
+    """
+    place = folder / FACTS
+    if not place.is_file():  # weights of other people's
+        return None
+    try:
+        facts = json.loads(place.read_text(encoding="utf-8"))
+        return {
+            "mode": facts["mode"],
+            "reasons": facts["reasons"],
+            **(facts["held_out"] or {"before": None, "after": None, "mixtures": 0}),
+            "seconds": round(sum(epoch["seconds"] for epoch in facts["history"]["epochs"]), 1),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise SeparatorFitError(f"{place} is damaged ({error}); fit the separator again") from error
 
 
 def _words(measured: Measured) -> str:

@@ -166,6 +166,11 @@ class SeparationConfig(_Settings):
     model: str = Field("", description="separator that augmentation.remix takes clips apart with")
     front_end: str = Field("", description="separator that every clip goes through before features, in scoring too")
     keep: Literal["foreground", "background"] = Field("foreground", description="part that the front end passes on")
+    folder: str = Field(
+        "",
+        description="where a separator that is fitted first is kept, a folder each seed and set of clips: whoever is "
+        "told the same folder shares it; empty: beside the detector, for it alone",
+    )
 
 
 class MemberConfig(_Settings):
