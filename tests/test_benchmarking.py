@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import offkey
 import offkey.benchmarking as room
 from offkey.benchmarking import BenchmarkError, BenchmarkRun, Contestant, benchmark
 from offkey.cli.app import run
@@ -141,6 +142,23 @@ def test_overrides_and_groups_reach_the_runs(small_set: Path, tmp_path: Path, co
     assert runs[0].result.grouped
     assert "calibration.folds=3" in commands[0]
     assert commands[0][-2:] == commands[1][-2:] == ["--workers", "0"]
+
+
+def test_fit_is_told_which_normal_clips_are_of_one_recording(
+    small_set: Path, tmp_path: Path, commands: list[list[str]]
+) -> None:
+    names = [path.name for path in sorted(small_set.glob("*/train/*.wav"))]
+    table = tmp_path / "cuts.csv"
+    table.write_text("file,tape\n" + "".join(f"{name},{number // 2}\n" for number, name in enumerate(names)))
+    told: dict[str, Any] = {"fit_groups": f"{table}:tape", "workers": 0}
+    [found], _ = bench(small_set, tmp_path / "out", ["loudness"], [0], **told)
+    machines = offkey.load(found.folder).machines.values()
+    assert sum(len(known.clips) for known in machines) == len(names)
+    assert all(0 < (known.recordings or 0) <= len(known.clips) // 2 + 1 for known in machines)
+    assert not found.result.grouped
+    assert bench(small_set, tmp_path / "out", ["loudness"], [0], **told)[0] == [found]
+    _, failures = bench(small_set, tmp_path / "out", ["loudness"], [0], workers=0)
+    assert "made from other data or settings" in failures[0]
 
 
 def test_a_set_without_labels_cannot_be_compared(small_set: Path, tmp_path: Path, commands: list[list[str]]) -> None:

@@ -92,6 +92,7 @@ def benchmark(
     *,
     overrides: Sequence[str] = (),
     groups: str | None = None,
+    fit_groups: str | None = None,
     workers: int = 2,
     progress: Progress,
     failures: list[str],
@@ -99,8 +100,9 @@ def benchmark(
     """Fit and evaluate every contestant with every seed; write the tables; return the runs in order.
 
     Each run is a process of its own, so that peak memory is its own and one crash ends one run: it is noted in
-    `failures`, and the others go on. `overrides` are settings for all, before each one's own. Raises BenchmarkError
-    where two contestants have one name, or a seed is there twice.
+    `failures`, and the others go on. `overrides` are settings for all, before each one's own. `groups` and `fit_groups`
+    ("CSV:COLUMN") tell which clips were cut from one recording: test clips, for the bootstrap, and normal ones, for
+    fitting. Raises BenchmarkError where two contestants have one name, or a seed is there twice.
     """
     names = [entry.name for entry in contestants]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -116,7 +118,7 @@ def benchmark(
         folder = out / f"{entry.name}-seed{seed}"
         note = ""
         try:
-            runs.append(_run(folder, entry, seed, source, overrides, groups, workers))
+            runs.append(_run(folder, entry, seed, source, overrides, groups, fit_groups, workers))
             note = f"{folder.name}: {100 * runs[-1].result.official_score:.1f} %"
         except BenchmarkError as error:
             failures.append(f"{folder.name}: {error}")
@@ -168,11 +170,14 @@ def _run(
     source: Path,
     overrides: Sequence[str],
     groups: str | None,
+    fit_groups: str | None,
     workers: int,
 ) -> BenchmarkRun:
     record = folder / RECORD
     settings = [*overrides, *entry.overrides]
     asked = {"source": str(source.absolute()), "system": entry.system, "overrides": settings, "groups": groups}
+    if fit_groups:
+        asked["fit_groups"] = fit_groups
     if record.is_file():
         kept = json.loads(record.read_text(encoding="utf-8"))
         if kept["asked"] != asked:
@@ -193,6 +198,7 @@ def _run(
                 "--out",
                 str(folder),
                 *(part for text in (shared, *settings) for part in ("--set", text)),
+                *(["--groups", fit_groups] if fit_groups else []),
                 *common,
             ]
         )

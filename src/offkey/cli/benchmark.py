@@ -28,6 +28,10 @@ def benchmark(
     groups: Annotated[
         str | None, typer.Option(help="CSV:COLUMN naming a group a file; whole groups are resampled.")
     ] = None,
+    fit_groups: Annotated[
+        str | None,
+        typer.Option(help="CSV:COLUMN naming the recording that a normal clip was cut from; told to every fit."),
+    ] = None,
     beside: Annotated[
         list[Path] | None,
         typer.Option(
@@ -53,8 +57,8 @@ def benchmark(
     failures: list[str] = []
     with Bars() as bars:
         runs = run_all(
-            source, names, numbers, out, overrides=settings or [], groups=groups, workers=workers,
-            progress=bars, failures=failures,
+            source, names, numbers, out, overrides=settings or [], groups=groups, fit_groups=fit_groups,
+            workers=workers, progress=bars, failures=failures,
         )  # fmt: skip
     for folder in beside or []:
         try:
