@@ -93,7 +93,7 @@ class Score(NamedTuple):
     value: float
     low: float
     high: float
-    seconds: float
+    seconds: float | None
 
 
 class Cell(NamedTuple):
@@ -235,9 +235,9 @@ def collect(given: argparse.Namespace) -> dict[str, dict[str, list[Score]]]:
                 continue  # nothing is finished there
             for run in runs:
                 if run.system in found and run.result.interval is not None:
-                    score = Score(
-                        seed, run.result.official_score, *run.result.interval, run.fit_seconds + run.score_seconds
-                    )
+                    known = run.fit_seconds is not None
+                    seconds = (run.fit_seconds or 0.0) + run.score_seconds if known else None
+                    score = Score(seed, run.result.official_score, *run.result.interval, seconds)
                     found[run.system].setdefault(condition.name, []).append(score)
     return found
 

@@ -115,6 +115,10 @@ def test_a_run_that_was_killed_between_its_steps_goes_on(
     fitted = (model / "scorer.safetensors").stat().st_mtime_ns
     runs, failures = bench(small_set, tmp_path, ["logmel-knn"], [0])
     assert (len(runs), failures) == (1, [])
+    assert runs[0].fit_seconds is None  # 3 s were told of minutes that nobody had timed
+    assert "fit, s" not in (tmp_path / "table.md").read_text(encoding="utf-8")
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["fit_seconds"] == ""
     assert (model / "scorer.safetensors").stat().st_mtime_ns == fitted
 
 
@@ -210,10 +214,9 @@ def test_a_variant_is_a_row_with_settings_of_its_own(
     assert "statistics.std=false" in fits[0]
     assert "scoring.scorers.0.scorer.k=5" not in fits[0]
     assert fits[1][fits[1].index("statistics.std=false") + 2] == "scoring.scorers.0.scorer.k=5"
-    with pytest.raises(BenchmarkError, match=r"logmel-knn-seed0 was made from other data or settings"):
-        room._run(
-            tmp_path / "logmel-knn-seed0", Contestant.read("logmel-knn statistics.std=true"), 0, small_set, [], None, 0
-        )
+    runs, failures = bench(small_set, tmp_path, ["logmel-knn=logmel-knn statistics.std=true"], [0])
+    assert runs == []
+    assert "logmel-knn-seed0 was made from other data or settings" in failures[0]
 
 
 @pytest.mark.parametrize("text", ["a/b=loudness", "x=", "x=loudness seed"])

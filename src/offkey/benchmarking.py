@@ -73,13 +73,16 @@ class Contestant(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """One finished run: its result, seconds of fitting and of scoring, and peak memory in MiB."""
+    """One finished run: its result, seconds of fitting and of scoring, and peak memory in MiB.
+
+    `fit_seconds` is None where a run was killed and went on: nobody timed all of it.
+    """
 
     system: str
     seed: int
     folder: Path
     result: Result
-    fit_seconds: float
+    fit_seconds: float | None
     score_seconds: float
     peak_mib: float
 
@@ -148,7 +151,8 @@ def write_tables(runs: Sequence[BenchmarkRun], out: Path) -> Table:
     metrics = runs[0].result.metrics
     writer.writerow(["system", "seed", "official_score", *metrics, "fit_seconds", "score_seconds", "peak_mib"])
     for run in runs:
-        cost = (round(run.fit_seconds, 2), round(run.score_seconds, 2), round(run.peak_mib))
+        fit_seconds = "" if run.fit_seconds is None else round(run.fit_seconds, 2)
+        cost = (fit_seconds, round(run.score_seconds, 2), round(run.peak_mib))
         for row in _rows(run):
             values = [row.result.official_score, *(row.result.harmonic_mean[name] for name in metrics)]
             writer.writerow([row.system, row.seed, *values, *cost])
@@ -160,7 +164,8 @@ def _rows(run: BenchmarkRun) -> list[Run]:
     """The system as a whole, and each scorer of its blend alone."""
     alone = [Run(f"{run.system} · {name}", run.seed, result) for name, result in run.result.scorers.items()]
     costs = {"fit_seconds": run.fit_seconds, "score_seconds": run.score_seconds, "peak_mib": run.peak_mib}
-    return [Run(run.system, run.seed, run.result, costs), *alone]
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    return [Run(run.system, run.seed, run.result, known), *alone]
 
 
 def _run(
@@ -187,6 +192,7 @@ def _run(
         # before the settings that somebody gave, which overrule it
         shared = f"separation.folder={json.dumps(str((folder.parent / SEPARATORS).absolute()), ensure_ascii=False)}"
         before = _separators(folder.parent)
+        goes_on = folder.is_dir() and any(folder.iterdir())
         fit_seconds, fit_mib = _command(
             [
                 "fit",
@@ -206,7 +212,7 @@ def _run(
         score_seconds, score_mib = _command(["evaluate", str(folder), str(source), *grouped, *common])
         kept = {
             "asked": asked,
-            "fit_seconds": fit_seconds + _found_separator(folder, before),
+            "fit_seconds": None if goes_on else fit_seconds + _found_separator(folder, before),
             "score_seconds": score_seconds,
             "peak_mib": max(fit_mib, score_mib),
         }
