@@ -185,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=20.0, help="budget of each training")
+    parser.add_argument("--steps", type=int, help="steps of each training, instead of a budget")
     parser.add_argument("--size", default="tiny", choices=["tiny", "small", "medium"])
     parser.add_argument("--modes", default="supervised,mixtures")
     parser.add_argument("--machines", default="fan,gearbox,bearing,valve,slider,pump")
@@ -217,7 +218,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {given.threads} threads, torch {torch.__version__}",
         "size": given.size,
-        "budget_minutes": given.minutes,
+        "budget_minutes": None if given.steps else given.minutes,
         "snr_range_db": limits,
         "seconds_a_step": step,
         "within_reach": {size: within_reach(mixtures, size) for size in (1024, 2048, 4096)},
@@ -227,16 +228,19 @@ def main() -> None:
         share = 1.0 if mode == "supervised" else 1.0 + 0.5 * (1.0 - recipe.prior.alone_share)
         judging = 0.4 * recipe.mixing.held_out / recipe.training.batch_size
         epochs = max(2, int(given.minutes * 60 / (step * (recipe.mixing.batches * share + judging))))
+        if given.steps:
+            epochs = max(2, round(given.steps / recipe.mixing.batches))
         planned = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": epochs})})
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         with Bars() as bars:
             fitted = fit_separator(
                 source, given.out / f"{mode}", planned, mode=mode, workers=1, overwrite=True, progress=bars
             )
-        spent = time.perf_counter() - start
+        spent, busy = time.perf_counter() - start, time.process_time() - busy
         told = examine(fitted.separator, mixtures)
         result[mode] = told | {
             "minutes": spent / 60,
+            "processor_minutes": busy / 60,
             "steps": epochs * recipe.mixing.batches,
             "parameters": fitted.facts["parameters"],
         }

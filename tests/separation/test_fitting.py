@@ -16,7 +16,7 @@ from offkey.audio.io import read_clip
 from offkey.data.loader import Failure
 from offkey.data.source import open_source
 from offkey.separation.config import LocoformerConfig, SeparatorConfig
-from offkey.separation.fitting import FittedSeparator, SeparatorFitError, choose_mode, fit_separator
+from offkey.separation.fitting import FittedSeparator, SeparatorFitError, choose_mode, fit_separator, training_told
 from offkey.separation.recipe import MixingConfig, SeparationRecipe
 from offkey.separation.separator import Separator
 from offkey.training.config import TrainingConfig
@@ -114,6 +114,34 @@ def test_the_same_again_does_nothing_and_anything_else_is_refused(
         fit_separator(small_set, out, RECIPE.model_copy(update={"seed": 9}), workers=0)
     with pytest.raises(SeparatorFitError, match="other settings or clips"):
         fit_separator(small_set, out, RECIPE, machines=["fan"], workers=0)
+
+
+def test_a_record_of_before_tells_nothing_of_what_supervised_learning_passes_by(
+    supervised: tuple[FittedSeparator, Path, list[str]], small_set: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(supervised[1], tmp_path / "s"))
+    facts = json.loads((out / "training.json").read_text())
+    del facts["asked"]["recipe"]["prior"]["clearest_share"]
+    (out / "training.json").write_text(json.dumps(facts))
+    told = Told()
+    fit_separator(small_set, out, RECIPE, workers=0, progress=told)
+    assert told.lines == [f"{out} already holds this separator; nothing to do"]
+
+
+def test_what_is_told_of_a_training(supervised: tuple[FittedSeparator, Path, list[str]], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(supervised[1], tmp_path / "s"))
+    facts = json.loads((out / "training.json").read_text())
+    told = training_told(out)
+    assert told is not None
+    assert (told["mode"], told["before"], told["after"], told["mixtures"]) == ("supervised", None, None, 0)
+    assert told["seconds"] == round(sum(epoch["seconds"] for epoch in facts["history"]["epochs"]), 1)
+    facts["held_out"] = {"before": -3.0, "after": 3.5, "mixtures": 48}
+    (out / "training.json").write_text(json.dumps(facts))
+    assert training_told(out) == told | facts["held_out"]
+    assert training_told(tmp_path) is None
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(SeparatorFitError, match=r"training\.json is damaged"):
+        training_told(tmp_path)
 
 
 def test_a_killed_run_that_overwrites_goes_on(

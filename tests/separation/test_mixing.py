@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from offkey.data.loader import ClipReader
 from offkey.separation.mixing import Lesson, MixtureLessons, SupervisedLessons, fixed_lessons, lesson_plan
 from offkey.separation.recipe import MixingConfig, PriorConfig, SeparationRecipe
 from offkey.training.config import TrainingConfig
-from offkey.types import Batch, ClipMeta, Content, OffkeyError, Split
+from offkey.types import Batch, ClipMeta, Content, Domain, OffkeyError, Split
 
 RECIPE = SeparationRecipe(
     mixing=MixingConfig(batches=6, crop_seconds=0.25),
@@ -109,6 +110,35 @@ def test_normal_clips_alone(clips: list[ClipMeta], reader: ClipReader) -> None:
                 assert {pitch(front), pitch(back)} == {700, 1100}  # of different machines
                 assert abs(10 * float(torch.log10(front.square().mean() / back.square().mean()))) < 6.1
     assert set(kinds) == {Lesson.EXTRA_NOISE, Lesson.SUM}
+
+
+def test_clips_with_the_deepest_valleys_stand_for_foreground(tmp_path: Path, reader: ClipReader) -> None:
+    rng = np.random.default_rng(5)
+    found = []
+    for number in range(40):  # the softer its noise the higher its tone; those of the target domain are all noisy
+        domain = Domain.TARGET if number >= 30 else Domain.SOURCE
+        noise = 0.8**number if domain is Domain.SOURCE else 1.0
+        time = np.arange(8000) / 16000
+        wave = np.sin(2 * np.pi * 100 * (number + 5) * time) + noise * rng.standard_normal(len(time))
+        path = tmp_path / f"{number:02d}.wav"
+        soundfile.write(path, 0.1 * wave, 16000, subtype="FLOAT")
+        found.append(ClipMeta(path, "fan", domain=domain, split=Split.TRAIN, content=Content.MIXTURE))
+    chosen = [int(clip.path.stem) for clip in MixtureLessons(found, reader, RECIPE).clearest["fan"]]
+    assert chosen[:10] == list(range(20, 30))  # a third of 30
+    assert len(chosen) == 18  # and eight of ten: no domain goes without
+    assert set(chosen[10:]) <= set(range(30, 40))
+    everything = RECIPE.model_copy(update={"prior": PriorConfig(clearest_share=1)})
+    assert MixtureLessons(found, reader, everything).clearest["fan"] == found
+    assert MixtureLessons(found[:8], reader, RECIPE).clearest["fan"] == found[:8]
+
+    lessons = MixtureLessons(found[:30], reader, RECIPE)
+    numbers = np.random.default_rng(6)
+    alone = [lessons.draw(numbers, False) for _ in range(60)]
+    assert {kind for kind, _, _ in alone} == {Lesson.KNOWN}
+    assert {pitch(torch.from_numpy(front)) for _, front, _ in alone} <= {100 * (n + 5) for n in range(20, 30)}
+    later = [lessons.draw(numbers, True) for _ in range(120)]
+    tones = {pitch(torch.from_numpy(front)) for kind, front, _ in later if kind is Lesson.SUM}
+    assert min(tones) < 2400  # sums are made of all of them
 
 
 def test_clean_clips_are_foregrounds_among_normal_ones(clips: list[ClipMeta], reader: ClipReader) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from offkey.separation.recipe import PriorConfig
-from offkey.separation.stationarity import coloured_floor, stationary_floor, stationary_noise
+from offkey.separation.stationarity import coloured_floor, stationary_floor, stationary_noise, valley_depth
 
 RATE, PRIOR = 16000, PriorConfig()
 
@@ -58,3 +58,32 @@ def test_colours_differ() -> None:
     rng = np.random.default_rng(0)
     falls = [10 * np.log10(floor[13] / floor[410]) for floor in (coloured_floor(513, RATE, rng) for _ in range(40))]
     assert min(falls) < 10 < 25 < max(falls)
+
+
+def test_valleys_are_as_deep_as_surroundings_are_soft() -> None:
+    time = np.arange(3 * RATE) / RATE
+    hum = sum(np.sin(2 * np.pi * 150 * k * time) / k for k in range(1, 12))
+    strokes = np.where(time % 0.5 < 0.1, np.random.default_rng(3).standard_normal(len(time)), 0)
+    for machine in (hum, strokes):
+        machine = (machine / np.std(machine)).astype(np.float32)
+        noise = falling_noise(3.0, 4)
+        depths = [
+            valley_depth((level * (machine + 10 ** (-snr / 20) * noise)).astype(np.float32), PRIOR)
+            for snr, level in (
+                (-5, 0.3),
+                (0, 0.01),
+                (5, 1.0),
+                (10, 0.1),
+                (20, 2.0),
+            )  # how loud a clip is does not matter
+        ]
+        assert depths == sorted(depths)
+        assert depths[-1] - depths[0] > 10
+
+
+def test_the_depth_of_silence_of_a_click_and_of_bands_without_sound() -> None:
+    assert valley_depth(np.zeros(RATE, np.float32), PRIOR) == 0  # never taken for the clearest
+    assert 0 < valley_depth(np.ones(10, np.float32), PRIOR) <= 80
+    click = np.zeros(RATE, np.float32)
+    click[5] = 1
+    assert np.isclose(valley_depth(click, PRIOR), 80)

@@ -205,6 +205,14 @@ def fit_separator(
     return FittedSeparator(separator, way, tuple(reasons), final, facts)
 
 
+def _comparable(asked: dict[str, Any]) -> Any:
+    """What was asked for, less what this way of learning passes by (and older folders do not tell)."""
+    told = json.loads(json.dumps(asked))
+    if told["mode"] == "supervised":
+        told["recipe"]["prior"].pop("clearest_share", None)
+    return told
+
+
 def training_told(folder: Path) -> dict[str, Any] | None:
     """What a card should say of how the separator in `folder` was trained; None where nothing is known of it.
 
@@ -325,7 +333,7 @@ def _finished(out: Path, asked: dict[str, Any], overwrite: bool) -> FittedSepara
         return None
     try:
         facts = json.loads(facts_file.read_text(encoding="utf-8"))
-        same = facts["asked"] == json.loads(json.dumps(asked))
+        same = _comparable(facts["asked"]) == _comparable(asked)
     except (ValueError, KeyError, TypeError) as error:
         raise SeparatorFitError(
             f"{facts_file} is damaged ({error}); choose another --out, or --overwrite it"

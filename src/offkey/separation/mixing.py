@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from offkey.data.loader import ClipReader
-from offkey.separation.recipe import SeparationRecipe
-from offkey.separation.stationarity import coloured_floor, stationary_floor, stationary_noise
+from offkey.separation.recipe import PriorConfig, SeparationRecipe
+from offkey.separation.stationarity import coloured_floor, stationary_floor, stationary_noise, valley_depth
 from offkey.training.batches import BatchPlan
 from offkey.training.randomness import Moment
 from offkey.types import Batch, ClipMeta, Content, OffkeyError
@@ -32,6 +32,7 @@ Shelf = Mapping[str, Sequence[ClipMeta]]
 _LESSON, _HELD_OUT = 31, 32  # purposes of random numbers, apart from those of training/, systems/ and remix
 _LEVEL = 0.1  # RMS of a foreground before the gain; the separator hears levels relatively anyway
 _AHEAD = 2  # batches being made while one is used
+_FEWEST = 8  # clips of a machine and domain that stand for foreground, where there are as many
 
 
 class Lesson(IntEnum):
@@ -142,11 +143,12 @@ class SupervisedLessons:
 class MixtureLessons:
     """Normal clips alone, and the prior that background is stationary.
 
-    At first, a background drawn from the stationary part of a clip (or a noise recording, where there are any) is added
-    to a normal clip, which stands for the foreground although it has noise of its own: what a net learns to take away,
-    it takes away from the clip as well (noisy-target training: Fujimura et al., EUSIPCO 2021). Then the teacher, a
-    running mean of that net, separates two normal clips, and the net learns that the separation of their sum is
-    the sum of their separations. Clips of a machine alone, where there are any, are foregrounds as they are, and their
+    At first, a background drawn from the stationary part of a clip (or a noise recording, where there are any) is
+    added to a normal clip, which stands for the foreground although it has noise of its own: what a net learns to take
+    away, it takes away from the clip as well (noisy-target training: Fujimura et al., EUSIPCO 2021). Those with the
+    deepest valleys are taken (`PriorConfig.clearest_share`): they have least of it. Then the teacher, a running mean of
+    that net, separates two normal clips, and the net learns that the separation of their sum is the sum of their
+    separations. Clips of a machine alone, where there are any, are foregrounds as they are, and their
     lessons need no teacher.
 
     Raises OffkeyError where there are no normal clips.
@@ -162,6 +164,7 @@ class MixtureLessons:
             raise OffkeyError("separation learns from normal clips, and there are none")
         self._shelves = _Shelves(reader, recipe)
         self._recipe = recipe
+        self.clearest = {name: _clearest(own, reader, recipe.prior) for name, own in self.normal.items()}
         self._limits = recipe.mixing.min_snr_db, recipe.mixing.max_snr_db
 
     def draw(self, rng: np.random.Generator, with_teacher: bool) -> Pair:
@@ -170,7 +173,7 @@ class MixtureLessons:
         if self.clean and not summed and rng.random() < len(self.clean) / (len(self.clean) + len(self.normal)):
             name, front = self._shelves.take(self.clean, rng)
             return self._shelves.meet(Lesson.KNOWN, front, self._background(name, rng), rng, self._limits)
-        name, clip = self._shelves.take(self.normal, rng)
+        name, clip = self._shelves.take(self.normal if summed else self.clearest, rng)
         if summed:
             ratio = self._recipe.mixing.sum_ratio_db
             _, other = self._shelves.take(self.normal, rng, other_than=name)
@@ -188,6 +191,22 @@ class MixtureLessons:
             own = name if rng.random() < prior.same_machine_share else None
             floor = stationary_floor(self._shelves.take(self.normal, rng, machine=own)[1], rate, prior)
         return stationary_noise(floor, self._shelves.samples, rate, prior.swell_db, rng)
+
+
+def _clearest(clips: Sequence[ClipMeta], reader: ClipReader, prior: PriorConfig) -> list[ClipMeta]:
+    """Those of one machine's clips that have least of their surroundings, of each domain by itself, in the order given.
+
+    Domains may differ in their surroundings, and neither shall be left out.
+    """
+    if prior.clearest_share == 1 or len(clips) <= _FEWEST:
+        return list(clips)
+    kept: set[int] = set()
+    for domain in {clip.domain for clip in clips}:
+        own = [place for place, clip in enumerate(clips) if clip.domain is domain]
+        depths = [valley_depth(np.asarray(reader.read(clips[place].path)), prior) for place in own]
+        count = max(_FEWEST, round(prior.clearest_share * len(own)))
+        kept |= {own[rank] for rank in np.argsort(np.negative(depths), kind="stable")[:count]}
+    return [clip for place, clip in enumerate(clips) if place in kept]
 
 
 def by_machine(clips: Iterable[ClipMeta], content: Content) -> dict[str, list[ClipMeta]]:

@@ -76,6 +76,11 @@ class PriorConfig(_Settings):
     same_machine_share: Share = Field(
         default=0.5, description="share of backgrounds of the machine's own clips; others come from any machine"
     )
+    clearest_share: Share = Field(
+        default=0.33,
+        description="share of a machine's normal clips, those with the deepest valleys between tones and strokes, that "
+        "stand for foreground when noise is added; 1: all",
+    )
     alone_share: Share = Field(
         default=0.7, description="share of all epochs before the net's own separations become lessons"
     )
