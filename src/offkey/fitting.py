@@ -6,6 +6,7 @@ each -> Detector. A run that is killed goes on where it stopped when it is start
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -116,8 +117,8 @@ def fit(
     if not separate:
         return _learn(source, config, clips, extra, place, wanted, reasons, again)
     with tempfile.TemporaryDirectory() as scratch:
-        heard_by = clips_fingerprint(clips + extra) if config.separation.folder else ""
-        config = _with_separator(source, config, Path(scratch) if place is None else place, heard_by, again)
+        fingerprint = clips_fingerprint(clips + extra) if config.separation.folder else ""
+        config = _with_separator(source, config, Path(scratch) if place is None else place, fingerprint, again)
         return _learn(source, config, clips, extra, place, wanted, reasons, again)
 
 
@@ -277,9 +278,11 @@ def _with_separator(
     from offkey.separation.fitting import fit_separator
     from offkey.separation.recipe import SeparationRecipe
 
-    recipe = SeparationRecipe(seed=config.seed)
-    shared = config.separation.folder
-    place = Path(shared).expanduser() / f"seed{config.seed}-{fingerprint[:12]}" if shared else out / FITTED
+    recipe, channel, shared = SeparationRecipe(seed=config.seed), config.audio.channel, config.separation.folder
+    place = out / FITTED
+    if shared:
+        mark = hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), channel, fingerprint]).encode()).hexdigest()
+        place = Path(shared).expanduser() / f"seed{config.seed}-{mark[:12]}"
     if again["overwrite"]:
         _clear(out)
     elif not shared and (out / MANIFEST).is_file() and not (place / MANIFEST).is_file():
@@ -290,7 +293,7 @@ def _with_separator(
     keys = ("machines", "workers", "progress")
     # clips that cannot be read are noted when the detector is fitted
     passed = {key: again[key] for key in keys} | {"overwrite": again["overwrite"] and not shared}
-    fit_separator(source, place, recipe, channel=config.audio.channel, failures=[], **passed)
+    fit_separator(source, place, recipe, channel=channel, failures=[], **passed)
     told = config.separation.model_copy(update={"front_end": str(place), "fit": "never"})
     return config.model_copy(update={"separation": told})
 

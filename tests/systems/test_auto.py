@@ -256,6 +256,9 @@ def test_who_names_one_folder_shares_the_separator_of_a_seed(
     assert places["a"] == places["b"] != places["c"]
     assert places["d"] not in (places["a"], places["c"])  # of other clips
     assert not (tmp_path / "a" / "separator").exists()
+    first = fit(small_set, "loudness", overrides=[*told, "audio.channel=0"], machines=["fan"], seed=0, workers=0)
+    assert Path(first.config.separation.front_end) not in places.values()  # it would be refused
+    separators.remove(Path(first.config.separation.front_end))
     # each keeps what it hears through, and overwriting one takes nothing from the others
     fit(small_set, "loudness", out=tmp_path / "a", overrides=told, machines=["fan"], workers=0, overwrite=True)
     kept = set(separators)
