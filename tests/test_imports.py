@@ -56,7 +56,7 @@ ROOMS["updating"] = {
 }  # fmt: skip
 ROOMS["watching"] = {"types", "files", "audio", "data", "scoring", "alarms", "detector"}
 ROOMS["assessment"] = {"types", "files", "progress", "data", "detector", "evaluation"}
-ROOMS["benchmarking"] = {"types", "files", "progress", "assessment", "evaluation", "report", "__init__"}
+ROOMS["benchmarking"] = {"types", "files", "progress", "manifest", "assessment", "evaluation", "report", "__init__"}
 ROOMS["reproducing"] = {
     "types", "files", "progress", "data", "encoders", "systems", "downloading", "benchmarking", "assessment",
     "evaluation", "separation", "__init__"

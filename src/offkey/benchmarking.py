@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,12 +230,12 @@ def _separators(out: Path) -> set[Path]:
 
 def _found_separator(folder: Path, before: set[Path]) -> float:
     """Seconds that training took of the separator that a detector hears through, if it was among those of `before`."""
-    from offkey.separation.fitting import training_told
-    from offkey.systems.settings import read_toml
-
-    place = read_toml(folder / "config.toml").get("separation", {}).get("front_end", "")
-    told = training_told(Path(place)) if place and Path(place) in before else None
-    return 0.0 if told is None else float(told["seconds"])
+    settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    place = settings.get("separation", {}).get("front_end", "")
+    if not place or Path(place) not in before:
+        return 0.0
+    facts = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))["facts"]
+    return float(facts.get("separator", {}).get("seconds", 0.0))
 
 
 def finished_runs(folder: Path, like: Sequence[BenchmarkRun] = ()) -> list[BenchmarkRun]:

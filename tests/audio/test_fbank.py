@@ -94,7 +94,9 @@ def test_numbers_are_those_of_torchaudio():
     script = golden_script()
     expected = load_file(script.PLACE)["out.kaldi"]
     result = kaldi_fbank(script.waveform(7, 16000)[None] * 2**15)[0]
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    # another processor rounds its transforms otherwise, and a logarithm magnifies that where hardly anything sounds
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-3)
+    assert (result - expected).abs().mean() < 1e-5
 
 
 def test_every_bit_is_that_of_torchaudio():
