@@ -235,8 +235,7 @@ def collect(given: argparse.Namespace) -> dict[str, dict[str, list[Score]]]:
                 continue  # nothing is finished there
             for run in runs:
                 if run.system in found and run.result.interval is not None:
-                    known = run.fit_seconds is not None
-                    seconds = (run.fit_seconds or 0.0) + run.score_seconds if known else None
+                    seconds = None if run.fit_seconds is None else run.fit_seconds + run.score_seconds
                     score = Score(seed, run.result.official_score, *run.result.interval, seconds)
                     found[run.system].setdefault(condition.name, []).append(score)
     return found

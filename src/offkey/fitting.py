@@ -141,6 +141,7 @@ def _learn(
     if config.separation != settled:  # members of an ensemble are not asked again
         config = config.model_copy(update={"separation": settled})
     front_end, separator = _separators(config)
+    separated = _separator_facts(config)  # a damaged record ends this before minutes of training, not after
     asked: dict[str, Any] = {"settings": config.model_dump(mode="json"), "clips": clips_fingerprint(clips + extra)}
     heard_through = _fingerprints(front_end, separator)
     if config.kind == "ensemble":  # members may name others in settings of their own
@@ -228,7 +229,7 @@ def _learn(
         }
         if frozen is not None:
             detector.facts["encoder"] = encoder_facts(frozen)
-        detector.facts |= _separator_facts(config)
+        detector.facts |= separated
         if out is not None and leads():
             detector.save(out)
             forget(out / "training")
@@ -245,7 +246,7 @@ def _fit_members(
     wanted: FalseAlarms | None,
 ) -> Ensemble:
     """Fit each member of an ensemble (into `out`/members/NAME; one that is finished is not fitted again), and blend."""
-    systems, failures = member_systems(config), again["failures"]
+    systems, failures, separated = member_systems(config), again["failures"], _separator_facts(config)
     for settings in systems.values():  # before minutes of training the first
         check_encoder(settings)
     members = {}
@@ -262,7 +263,7 @@ def _fit_members(
     for remark in (*ensemble.reasons, *(f"{name}: {warning}" for name, warning in warnings if warning)):
         again["progress"].say(remark)
     ensemble.reasons = (*reasons, *ensemble.reasons)
-    ensemble.facts |= {"asked": asked, "source": source.root.name, "kind": source.kind} | _separator_facts(config)
+    ensemble.facts |= {"asked": asked, "source": source.root.name, "kind": source.kind} | separated
     if out is not None and leads():
         ensemble.save(out, members=False)
     return ensemble

@@ -100,6 +100,21 @@ def test_the_normal_clip_in_a_picture_is_what_the_front_end_makes_of_it(
     assert np.abs(np.fft.rfft(normal))[-1000:].max() < 0.01 * np.abs(np.fft.rfft(whole))[-1000:].max()
 
 
+def test_a_damaged_record_of_a_separator_is_told_before_anything_is_learnt(
+    small_set: Path, tmp_path: Path, separator: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = separator(1000.0)
+    (place / "training.json").write_text("{")
+
+    def learn(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError("clips were embedded first")
+
+    monkeypatch.setattr("offkey.fitting.assemble", learn)
+    for system in ("loudness", "ensemble"):
+        with pytest.raises(OffkeyError, match=r"training\.json is damaged"):
+            fit(small_set, system, out=tmp_path / "m", overrides=[f"separation.front_end={place}"], workers=0)
+
+
 def test_other_weights_at_the_same_place_are_another_detector(
     small_set: Path, tmp_path: Path, separator: Callable[[float], Path]
 ) -> None:

@@ -216,7 +216,7 @@ def _comparable(asked: dict[str, Any]) -> Any:
 def training_told(folder: Path) -> dict[str, Any] | None:
     """What a card should say of how the separator in `folder` was trained; None where nothing is known of it.
 
-    `mode` and `reasons`; `before` and `after`, SI-SNR in dB over `mixtures` held-out ones (None where there were none);
+    `mode`; `before` and `after`, SI-SNR in dB over `mixtures` held-out ones (None where there were none);
     `seconds` that training took. Raises SeparatorFitError where the record is damaged.
     """
     place = folder / FACTS
@@ -226,7 +226,6 @@ def training_told(folder: Path) -> dict[str, Any] | None:
         facts = json.loads(place.read_text(encoding="utf-8"))
         return {
             "mode": facts["mode"],
-            "reasons": facts["reasons"],
             **(facts["held_out"] or {"before": None, "after": None, "mixtures": 0}),
             "seconds": round(sum(epoch["seconds"] for epoch in facts["history"]["epochs"]), 1),
         }
