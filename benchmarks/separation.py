@@ -225,7 +225,8 @@ def main() -> None:
     }
     for mode in given.modes.split(","):
         # lessons with a teacher take about half as long again; held-out mixtures are judged once an epoch
-        share = 1.0 if mode == "supervised" else 1.0 + 0.5 * (1.0 - recipe.prior.alone_share)
+        taught = mode == "mixtures" and recipe.prior.sum_share > 0
+        share = 1.0 + (0.5 * (1.0 - recipe.prior.alone_share) if taught else 0.0)
         judging = 0.4 * recipe.mixing.held_out / recipe.training.batch_size
         epochs = max(2, int(given.minutes * 60 / (step * (recipe.mixing.batches * share + judging))))
         if given.steps:

@@ -122,6 +122,7 @@ def test_a_record_of_before_tells_nothing_of_what_supervised_learning_passes_by(
     out = Path(shutil.copytree(supervised[1], tmp_path / "s"))
     facts = json.loads((out / "training.json").read_text())
     del facts["asked"]["recipe"]["prior"]["clearest_share"]
+    facts["asked"]["recipe"]["prior"]["sum_share"] = 0.5
     (out / "training.json").write_text(json.dumps(facts))
     told = Told()
     fit_separator(small_set, out, RECIPE, workers=0, progress=told)
@@ -194,11 +195,17 @@ def test_normal_clips_alone_with_held_out_ones(
     assert len(shown) == 2
     assert shown[0].startswith("epoch 1: ")
     assert f"{fitted.measured.gain:+.1f} dB" in shown[1]
-    assert any("running mean" in line for line in told.lines)
+    assert not any("running mean" in line for line in told.lines)
     # a run with fewer threads or another folder ends the same
     again = fit_separator(small_set, tmp_path / "again", RECIPE, mode="mixtures", machines=["fan"], workers=2)
     assert again.separator.fingerprint() == fitted.separator.fingerprint()
-    fit_separator(small_set, out, RECIPE, machines=["fan"], mode="mixtures", workers=0, overwrite=True)
+    summing = RECIPE.model_copy(update={"prior": RECIPE.prior.model_copy(update={"sum_share": 1.0})})
+    told = Told()
+    taught = fit_separator(
+        small_set, out, summing, machines=["fan"], mode="mixtures", workers=0, overwrite=True, progress=told
+    )
+    assert any("running mean" in line for line in told.lines)
+    assert taught.separator.fingerprint() != fitted.separator.fingerprint()
 
 
 def test_broken_clips_are_named_and_the_rest_is_used(small_set: Path, tmp_path: Path) -> None:

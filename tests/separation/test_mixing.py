@@ -19,7 +19,7 @@ from offkey.types import Batch, ClipMeta, Content, Domain, OffkeyError, Split
 
 RECIPE = SeparationRecipe(
     mixing=MixingConfig(batches=6, crop_seconds=0.25),
-    prior=PriorConfig(alone_share=0.5),
+    prior=PriorConfig(alone_share=0.5, sum_share=0.5),
     training=TrainingConfig(epochs=4, batch_size=8),
 )
 HERTZ = {("fan", Content.MACHINE): 300, ("fan", Content.MIXTURE): 700, ("pump", Content.MIXTURE): 1100}
@@ -98,7 +98,9 @@ def test_machines_without_clean_clips_join_once_there_is_a_teacher(clips: list[C
 
 
 def test_normal_clips_alone(clips: list[ClipMeta], reader: ClipReader) -> None:
-    lessons = MixtureLessons(of(clips, ("fan", Content.MIXTURE), ("pump", Content.MIXTURE)), reader, RECIPE)
+    normal = of(clips, ("fan", Content.MIXTURE), ("pump", Content.MIXTURE))
+    lessons = MixtureLessons(normal, reader, RECIPE)
+    assert lessons.needs_teacher
     for batch in lesson_plan(lessons, RECIPE, 0, workers=0):
         assert batch.place.tolist() == [Lesson.KNOWN] * 8
         assert {pitch(front) for front in batch.waveform[:, 0]} <= {700, 1100}
@@ -109,7 +111,13 @@ def test_normal_clips_alone(clips: list[ClipMeta], reader: ClipReader) -> None:
             if kind == Lesson.SUM:
                 assert {pitch(front), pitch(back)} == {700, 1100}  # of different machines
                 assert abs(10 * float(torch.log10(front.square().mean() / back.square().mean()))) < 6.1
-    assert set(kinds) == {Lesson.EXTRA_NOISE, Lesson.SUM}
+    assert set(kinds) == {Lesson.KNOWN, Lesson.SUM}
+
+    plain = RECIPE.model_copy(update={"prior": PriorConfig(alone_share=0.5)})
+    lessons = MixtureLessons(normal, reader, plain)
+    assert not lessons.needs_teacher
+    late = lesson_plan(lessons, plain, 3, workers=0)
+    assert {int(kind) for batch in late for kind in batch.place} == {Lesson.KNOWN}
 
 
 def test_clips_with_the_deepest_valleys_stand_for_foreground(tmp_path: Path, reader: ClipReader) -> None:
@@ -150,9 +158,10 @@ def test_clean_clips_are_foregrounds_among_normal_ones(clips: list[ClipMeta], re
     kinds = set()
     for batch in lesson_plan(lessons, RECIPE, 3, workers=0):
         for (front, _), kind in zip(batch.waveform, batch.place.tolist(), strict=True):
-            kinds.add(kind)
-            assert (pitch(front) == 300) == (kind == Lesson.KNOWN)  # what is known is not asked of the teacher
-    assert kinds == {Lesson.KNOWN, Lesson.EXTRA_NOISE, Lesson.SUM}
+            kinds.add((pitch(front), kind))
+    # what is known is not asked of the teacher
+    both = {(hertz, kind) for hertz in (700, 1100) for kind in (Lesson.KNOWN, Lesson.SUM)}
+    assert kinds == {(300, Lesson.KNOWN)} | both
 
 
 def test_recorded_noise_takes_the_place_of_the_prior(

@@ -209,7 +209,7 @@ def _comparable(asked: dict[str, Any]) -> Any:
     """What was asked for, less what this way of learning passes by (and older folders do not tell)."""
     told = json.loads(json.dumps(asked))
     if told["mode"] == "supervised":
-        told["recipe"]["prior"].pop("clearest_share", None)
+        told["recipe"]["prior"] = told["recipe"]["prior"].get("alone_share")
     return told
 
 

@@ -143,18 +143,18 @@ class SupervisedLessons:
 class MixtureLessons:
     """Normal clips alone, and the prior that background is stationary.
 
-    At first, a background drawn from the stationary part of a clip (or a noise recording, where there are any) is
-    added to a normal clip, which stands for the foreground although it has noise of its own: what a net learns to take
-    away, it takes away from the clip as well (noisy-target training: Fujimura et al., EUSIPCO 2021). Those with the
-    deepest valleys are taken (`PriorConfig.clearest_share`): they have least of it. Then the teacher, a running mean of
-    that net, separates two normal clips, and the net learns that the separation of their sum is the sum of their
-    separations. Clips of a machine alone, where there are any, are foregrounds as they are, and their
-    lessons need no teacher.
+    A background drawn from the stationary part of a clip (or a noise recording, where there are any) is added to a
+    normal clip, which stands for the foreground although it has noise of its own: what a net learns to take away, it
+    takes away from the clip as well (noisy-target training: Fujimura et al., EUSIPCO 2021). Those with the deepest
+    valleys are taken (`PriorConfig.clearest_share`): they have least of it. Clips of a machine alone, where there are
+    any, are foregrounds as they are.
+
+    With `PriorConfig.sum_share`, the teacher, a running mean of the net, later separates two normal clips, and the net
+    learns that the separation of their sum is the sum of their separations (mixture-invariant, after Wisdom et al.,
+    NeurIPS 2020; the teacher decides which part is which).
 
     Raises OffkeyError where there are no normal clips.
     """
-
-    needs_teacher = True
 
     def __init__(self, clips: Sequence[ClipMeta], reader: ClipReader, recipe: SeparationRecipe) -> None:
         self.normal = by_machine(clips, Content.MIXTURE)
@@ -167,19 +167,21 @@ class MixtureLessons:
         self.clearest = {name: _clearest(own, reader, recipe.prior) for name, own in self.normal.items()}
         self._limits = recipe.mixing.min_snr_db, recipe.mixing.max_snr_db
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether some lessons ask the teacher."""
+        return self._recipe.prior.sum_share > 0
+
     def draw(self, rng: np.random.Generator, with_teacher: bool) -> Pair:
         """One lesson; of those that are not sums, a machine's clean clips have as many as its normal ones."""
-        summed = bool(rng.random() < self._recipe.prior.sum_share) and with_teacher
-        if self.clean and not summed and rng.random() < len(self.clean) / (len(self.clean) + len(self.normal)):
-            name, front = self._shelves.take(self.clean, rng)
-            return self._shelves.meet(Lesson.KNOWN, front, self._background(name, rng), rng, self._limits)
-        name, clip = self._shelves.take(self.normal if summed else self.clearest, rng)
-        if summed:
+        if rng.random() < self._recipe.prior.sum_share and with_teacher:
             ratio = self._recipe.mixing.sum_ratio_db
+            name, clip = self._shelves.take(self.normal, rng)
             _, other = self._shelves.take(self.normal, rng, other_than=name)
             return self._shelves.meet(Lesson.SUM, clip, other, rng, (-ratio, ratio))
-        kind = Lesson.EXTRA_NOISE if with_teacher else Lesson.KNOWN
-        return self._shelves.meet(kind, clip, self._background(name, rng), rng, self._limits)
+        clean = self.clean and rng.random() < len(self.clean) / (len(self.clean) + len(self.normal))
+        name, front = self._shelves.take(self.clean if clean else self.clearest, rng)
+        return self._shelves.meet(Lesson.KNOWN, front, self._background(name, rng), rng, self._limits)
 
     def _background(self, name: str, rng: np.random.Generator) -> NDArray[np.float32]:
         prior, rate = self._recipe.prior, self._shelves.rate

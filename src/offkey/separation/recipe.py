@@ -84,7 +84,11 @@ class PriorConfig(_Settings):
     alone_share: Share = Field(
         default=0.7, description="share of all epochs before the net's own separations become lessons"
     )
-    sum_share: Share = Field(default=0.5, description="share of lessons after that which are sums of two normal clips")
+    sum_share: Share = Field(
+        default=0.0,
+        description="share of lessons after that, from normal clips alone, which are sums of two of them; 0: none, and "
+        "such a separator never learns from itself",
+    )
 
 
 class SeparationRecipe(_Settings):
