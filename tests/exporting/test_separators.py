@@ -44,6 +44,8 @@ KINDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"attention_frames": None}, {}),
     ({"attention_frames": 40}, {}),
+    ({"contrast_frames": 3}, {}),
+    ({"contrast_frames": 100}, {}),
     ({"norm": "layer"}, {}),
     ({"feed_forward": ("silu", "swiglu"), "kernel": 5, "stride": 3}, {}),
     ({"feed_forward": ("silu", "silu"), "kernel": 6, "stride": 1}, {}),
@@ -107,7 +109,7 @@ def heard(fitted: Callable[[str], Any]) -> Callable[..., Any]:
 
 
 def test_a_detector_hears_through_it_as_onnx(heard: Callable[..., Any], small_set: Path, tmp_path: Path) -> None:
-    detector = heard({}, {}, "background", level_dbfs=-26.0)
+    detector = heard({"contrast_frames": 3}, {}, "background", level_dbfs=-26.0)
     made = export_detector(detector, tmp_path / "out")
     assert made.check.passed
     runtime = Exported.load(tmp_path / "out")

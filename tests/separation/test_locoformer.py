@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from offkey.separation import locoformer
 from offkey.separation.config import LocoformerConfig, SeparatorConfig
-from offkey.separation.locoformer import LocoformerError, RMSGroupNorm, TFLocoformer
+from offkey.separation.locoformer import LocoformerError, RMSGroupNorm, TFLocoformer, entry_planes
 
 
 def golden_script():
@@ -244,6 +244,26 @@ def test_both_ends(stride):
     close(network.spectra(mixture)[0], expected, 1e-9)
 
 
+@pytest.mark.parametrize("frames", [1, 4, 12])
+def test_entry_planes(frames):
+    real, imaginary = numbers(3, frames, 5), numbers(3, frames, 5, seed=1)
+    counts = [frames, max(1, frames - 3), 1]
+    sound = torch.arange(frames) < torch.tensor(counts)[:, None]
+    assert torch.equal(entry_planes(real, imaginary, None), torch.stack([real, imaginary], 1))
+    expected = np.zeros((3, 4, frames, 5))
+    for clip, count in enumerate(counts):
+        expected[clip, :2] = real[clip], imaginary[clip]
+        magnitude = np.hypot(real[clip].numpy(), imaginary[clip].numpy())[:count]
+        expected[clip, 2, :count] = magnitude
+        for frame in range(count):
+            around = magnitude[max(0, frame - 2) : frame + 3]
+            expected[clip, 3, frame] = magnitude[frame] - around.mean(0)
+    close(entry_planes(real, imaginary, 2, sound), torch.from_numpy(expected), 1e-9)
+    alone = entry_planes(real[:1], imaginary[:1], 2)
+    close(alone, torch.from_numpy(expected[:1]), 1e-9)
+    assert alone[0, 2:].isfinite().all()
+
+
 # ---- laws
 
 
@@ -260,9 +280,10 @@ def test_rows_sent_in_slices_are_the_same(monkeypatch):
         network.requires_grad_(False)
 
 
+@pytest.mark.parametrize("contrast", [None, 5])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (4, 2)])
-def test_a_frame_hears_as_far_as_reach_says_and_no_farther(kernel, stride):
-    network = small(blocks=2, attention_frames=3, kernel=kernel, stride=stride)
+def test_a_frame_hears_as_far_as_reach_says_and_no_farther(kernel, stride, contrast):
+    network = small(blocks=2, attention_frames=3, contrast_frames=contrast, kernel=kernel, stride=stride)
     moments = locoformer.Moments(torch.zeros(1), torch.ones(1))
     mixture = SCRIPT.spectrum(3, 1, 60, 5).to(torch.complex128)
     before = network.spectra(mixture, moments)
@@ -274,10 +295,14 @@ def test_a_frame_hears_as_far_as_reach_says_and_no_farther(kernel, stride):
     assert small().reach is None
 
 
-def test_moments_of_parts_are_those_of_the_whole():
-    network = small().float()
+@pytest.mark.parametrize("contrast", [None, 3])
+def test_moments_of_parts_are_those_of_the_whole(contrast):
+    network = small(contrast_frames=contrast).float()
+    around = network.entry_reach
+    assert around == (1 if contrast is None else 4)
     mixture = SCRIPT.spectrum(3, 2, 20, 9)
-    parts = ((0, 9, 0, 8), (7, 20, 1, 13))  # frames 0 to 8 and 8 to 20, with the frame beside them
+    # frames 0 to 8 and 8 to 20, with those beside them that the first convolution hears
+    parts = ((0, 8 + around, 0, 8), (8 - around, 20, around, around + 12))
     sums = sum(network.moment_sums(mixture[:, low:high], start, end) for low, high, start, end in parts)
     close(network.spectra(mixture, network.moments(sums)), network.spectra(mixture))
 

@@ -44,6 +44,7 @@ VARIANTS = {
     "one source": changed(locoformer=NETWORK.model_copy(update={"sources": 1})),
     "whole-clip attention": changed(locoformer=NETWORK.model_copy(update={"attention_frames": None})),
     "strided": changed(locoformer=NETWORK.model_copy(update={"stride": 2})),
+    "contrast": changed(locoformer=NETWORK.model_copy(update={"contrast_frames": 7})),
 }
 
 
@@ -213,7 +214,7 @@ def test_a_step_lowers_the_loss():
 # ---- chunks
 
 
-@pytest.mark.parametrize("variant", ["mask", "mapping", "overlap of three quarters", "strided"])
+@pytest.mark.parametrize("variant", ["mask", "mapping", "overlap of three quarters", "strided", "contrast"])
 @pytest.mark.parametrize("chunk_seconds", [0.4, 0.5, 0.77])
 def test_chunks_make_the_whole(variant, chunk_seconds):
     made, clip = separator(VARIANTS[variant]), noise(16411)
@@ -281,6 +282,19 @@ def test_what_cannot_be_separated():
 def test_settings_that_do_not_fit(wrong):
     with pytest.raises(ValueError, match=r"n_fft|sources|window"):
         SeparatorConfig.model_validate({"n_fft": 64, "hop": 32} | wrong)
+
+
+def test_settings_of_before_knew_no_contrast():
+    told = CONFIG.model_dump(mode="json")
+    del told["locoformer"]["contrast_frames"]
+    assert SeparatorConfig.model_validate(told) == CONFIG
+
+
+def test_tiny_alone_hears_contrast():
+    heard = {size: SeparatorConfig.of(size).locoformer.contrast_frames for size in ("tiny", "small", "medium")}
+    assert heard == {"tiny": 15, "small": None, "medium": None}
+    assert SeparatorConfig() == SeparatorConfig.of("tiny")
+    assert SeparatorConfig.of("tiny", rate=32000).locoformer.contrast_frames == 31
 
 
 def test_settings_load_no_torch():

@@ -20,7 +20,7 @@ from offkey.audio.io import AudioConfig
 from offkey.exporting.front import Fourier, InverseFourier, framed, own, parted
 from offkey.exporting.problem import ExportError
 from offkey.separation.front_end import FrontEnd
-from offkey.separation.locoformer import RMSGroupNorm, TFLocoformer
+from offkey.separation.locoformer import RMSGroupNorm, TFLocoformer, entry_planes
 from offkey.separation.separator import _INAUDIBLE, _QUIETEST, CHUNK_SECONDS, Separator
 
 __all__ = ["LocoformerGraph", "SeparatorGraph", "front_end_graph"]
@@ -131,7 +131,7 @@ class LocoformerGraph(nn.Module):
         """Spectra of the sources; `frames` (B,) are each clip's own, behind which the input is zero."""
         bins, step = real.shape[2], self.config.frequency_stride
         mine = own(frames, real.shape[1])
-        x = self.entry(torch.stack([real, imaginary], 1))  # (B, C, F, K)
+        x = self.entry(entry_planes(real, imaginary, self.config.contrast_frames, mine))  # (B, C, F, K)
         x = self._normalise(x, frames, mine[:, None, :, None]).permute(0, 2, 3, 1)
         along_frequency = _turns(x.shape[2], self.frequency_angles)
         along_time = _turns(x.shape[1], self.time_angles)

@@ -19,7 +19,7 @@ class _Settings(BaseModel):
 class LocoformerConfig(_Settings):
     """The TF-Locoformer of Saijo et al. (IWAENC 2024); what is left out is the paper's medium size.
 
-    Two settings are ours and off by default: `frequency_stride` and `attention_frames`.
+    Three settings are ours and off by default: `frequency_stride`, `attention_frames` and `contrast_frames`.
 
     >>> LocoformerConfig.of("small").blocks
     4
@@ -57,6 +57,12 @@ class LocoformerConfig(_Settings):
         default=None,
         ge=1,
         description="frames to each side that attention along time reaches; null: the whole clip, as published",
+    )
+    contrast_frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="the net is also told each bin's magnitude, and how far it lies above the bin's mean over so many "
+        "frames to each side; null: the spectrum alone, as published",
     )
 
     @model_validator(mode="after")
@@ -106,7 +112,7 @@ class SeparatorConfig(_Settings):
     """
 
     rate: int = Field(default=16000, ge=1000, le=768_000, description="sampling rate, Hz")
-    locoformer: LocoformerConfig = LocoformerConfig.of("tiny", attention_frames=15)
+    locoformer: LocoformerConfig = LocoformerConfig.of("tiny", attention_frames=15, contrast_frames=15)
     n_fft: int = Field(default=2048, ge=8, description="samples of a frame, and length of its Fourier transform")
     hop: int = Field(default=1024, ge=1, description="samples from one frame to the next; n_fft is a multiple of it")
     compression: float = Field(
@@ -136,12 +142,12 @@ class SeparatorConfig(_Settings):
         """A separator around the network of a size, with changes.
 
         Attention reaches one second to each side in every size (the paper's reaches as far as the clip): then what a
-        long recording becomes does not depend on where it is cut into chunks. With `locoformer` among the changes the
-        network is that one as it stands.
+        long recording becomes does not depend on where it is cut into chunks. `tiny` also hears what stands out of as
+        long a stretch. With `locoformer` among the changes the network is that one as it stands.
         """
         plain = cls.model_validate(({} if size == "tiny" else _AROUND_PUBLISHED) | changes)
         if "locoformer" in changes:
             return plain
         reach = max(1, plain.rate // plain.hop)
-        network = LocoformerConfig.of(size, attention_frames=reach)
+        network = LocoformerConfig.of(size, attention_frames=reach, contrast_frames=reach if size == "tiny" else None)
         return plain.model_copy(update={"locoformer": network})

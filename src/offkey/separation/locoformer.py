@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offkey.separation.config import LocoformerConfig
-from offkey.types import Float, OffkeyError
+from offkey.types import Bool, Float, OffkeyError
 
-__all__ = ["LocoformerError", "Moments", "RMSGroupNorm", "TFLocoformer"]
+__all__ = ["LocoformerError", "Moments", "RMSGroupNorm", "TFLocoformer", "entry_planes"]
 
 _SLICE = 2**18  # numbers of a path's input that go through it at a time: what becomes of them stays in a core's cache
 _SLICE_ACCELERATOR = 2**26
+_NO_POWER = 1e-12  # keeps the root's slope finite where nothing sounds
 
 
 class LocoformerError(OffkeyError):
@@ -209,7 +210,7 @@ class TFLocoformer(nn.Module):
         self.config = config
         wide, pad = 2 * config.frequency_stride + 1, (1, config.frequency_stride)
         step = (1, config.frequency_stride)
-        self.entry = nn.Conv2d(2, config.width, (3, wide), step, pad)
+        self.entry = nn.Conv2d(2 if config.contrast_frames is None else 4, config.width, (3, wide), step, pad)
         self.entry_norm = nn.GroupNorm(1, config.width, config.eps)
         # weights and buffers, for the published files hold these angles and may have learnt them
         for name in ("frequency_angles", "time_angles"):
@@ -235,7 +236,12 @@ class TFLocoformer(nn.Module):
             return None
         # both convolutions of a layer share their windows, and a point hears those that it lies in
         feeds = len(config.feed_forward) * (config.kernel - 1)
-        return 2 + config.blocks * (config.attention_frames + feeds)
+        return self.entry_reach + config.blocks * (config.attention_frames + feeds) + 1
+
+    @property
+    def entry_reach(self) -> int:
+        """Frames to each side that a frame of the entry convolution depends on."""
+        return 1 + (self.config.contrast_frames or 0)
 
     def spectra(self, mixture: Tensor, moments: Moments | None = None) -> Tensor:
         """Separate complex spectra. The convolutions and norms at both ends run in float32 even inside autocast.
@@ -272,7 +278,7 @@ class TFLocoformer(nn.Module):
         return Moments(mean.float(), (squares / count - mean.square()).clamp_min(0).float())
 
     def _enter(self, mixture: Tensor) -> Tensor:
-        return self.entry(torch.stack([mixture.real, mixture.imag], dim=1))
+        return self.entry(entry_planes(mixture.real, mixture.imag, self.config.contrast_frames))
 
     def _normalise(self, x: Tensor, moments: Moments) -> Tensor:
         norm = self.entry_norm
@@ -292,6 +298,32 @@ class TFLocoformer(nn.Module):
         network = cls(_published_config(config))
         network.load_state_dict(_published_weights(network, state_dict))
         return network.eval()
+
+
+def entry_planes(
+    real: Float[Tensor, "B F N"],
+    imaginary: Float[Tensor, "B F N"],
+    contrast_frames: int | None,
+    sound: Bool[Tensor, "B F"] | None = None,
+) -> Float[Tensor, "B P F N"]:
+    """What the entry convolution hears of spectra: real and imaginary part, and with `contrast_frames` two planes more.
+
+    These are the magnitude, and how far it lies above its bin's mean over so many frames to each side (fewer at the
+    clip's ends): what is steady is near 0 there. Without them a small network spends many steps to find magnitudes and
+    means from turning phases. `sound` marks frames of a clip, not those behind its end (None: all are).
+    """
+    if contrast_frames is None:
+        return torch.stack([real, imaginary], dim=1)
+    magnitude = (real.square() + imaginary.square() + _NO_POWER).sqrt()
+    window = 2 * contrast_frames + 1, 1, contrast_frames
+    if sound is None:
+        mean = F.avg_pool1d(magnitude.transpose(1, 2), *window, count_include_pad=False).transpose(1, 2)
+        return torch.stack([real, imaginary, magnitude, magnitude - mean], dim=1)
+    there = sound[:, :, None].to(magnitude.dtype)
+    magnitude = magnitude * there
+    total, share = (F.avg_pool1d(part.transpose(1, 2), *window).transpose(1, 2) for part in (magnitude, there))
+    contrast = (magnitude - total / share.clamp_min(_NO_POWER)) * there
+    return torch.stack([real, imaginary, magnitude, contrast], dim=1)
 
 
 def _norm(config: LocoformerConfig) -> nn.Module:

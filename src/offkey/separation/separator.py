@@ -185,11 +185,10 @@ class Separator(nn.Module):
     def _moments(self, levelled: Tensor, plan: list[_Chunk]) -> Moments:
         """Those of the whole clip, from its chunks; each counts the frames that no earlier one has counted."""
         sums = torch.zeros(1, 3, dtype=torch.float64)
-        end = plan[-1].end
-        step = plan[0].end
+        end, step, around = plan[-1].end, plan[0].end, self.network.entry_reach
         for start in range(0, end, step):
             stop = min(start + step, end)
-            low, high = max(0, start - 1), min(end, stop + 1)  # the entry convolution sees a frame on either side
+            low, high = max(0, start - around), min(end, stop + around)
             spectrum = self._analyse(levelled, low, high)
             sums += self.network.moment_sums(self._heard(spectrum), start - low, stop - low).cpu()
         return Moments(*(part.to(self.window.device) for part in self.network.moments(sums)))
