@@ -49,6 +49,16 @@ def test_files_of_one_name_need_their_folders() -> None:
         with_sessions([clip("/data/pump/01.wav")], {"a/01.wav": "mo", "b/01.wav": "tu"})
 
 
+def test_a_line_tells_nothing_of_a_file_elsewhere_where_its_own_is_there() -> None:
+    clips = [clip("/data/pump/01.wav"), clip("/data/fan/01.wav")]
+    with pytest.raises(SessionError, match=r"recording /data/fan/01\.wav was cut from"):
+        with_sessions(clips, {"pump/01.wav": "mo"})
+    groups = {"pump/01.wav": "mo", "01.wav": "tu"}
+    assert [each.session for each in with_sessions(clips, groups)] == ["mo", "tu"]
+    assert [each.session for each in with_sessions(clips, {"01.wav": "tu"})] == ["tu", "tu"]
+    assert with_sessions(clips[1:], {"old/01.wav": "mo"})[0].session == "mo"  # the folder has another name by now
+
+
 @pytest.mark.parametrize(
     ("names", "found"),
     [

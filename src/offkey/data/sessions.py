@@ -16,6 +16,7 @@ from offkey.types import ClipMeta, OffkeyError
 __all__ = ["SessionError", "looks_cut", "read_groups", "with_sessions"]
 
 _NUMBERED = re.compile(r"^(.+?)[ _.-](\d{1,4})$")
+_Line = tuple[tuple[str, ...], str]  # parts of the path that a table's line names, and the recording that it tells
 _SLICES = 3  # of a recording, at least, and as many recordings, before names are taken to say anything
 
 
@@ -53,35 +54,43 @@ def with_sessions(clips: Sequence[ClipMeta], groups: Mapping[str, str]) -> list[
     """The clips, each with the recording (`ClipMeta.session`) that `groups` (file -> recording) tells of it.
 
     A file is found by its name; where several of that name are told different recordings, by the folders that its path
-    ends with. Raises SessionError for clips of which nothing is told, or nothing certain.
+    ends with. A line is for the clips whose paths end most like it: `pump/01.wav` tells nothing of `fan/01.wav` where
+    there is a `pump/01.wav`. Raises SessionError for clips of which nothing is told, or nothing certain.
     """
-    known: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+    lines: dict[str, list[_Line]] = defaultdict(list)
     for file, group in groups.items():
         parts = PurePosixPath(file.replace("\\", "/")).parts
         if parts:
-            known[parts[-1]].append((parts, group))
-    silent = [clip for clip in clips if not any(group for _, group in known[clip.path.name])]
+            lines[parts[-1]].append((parts, group))
+    called: dict[str, list[Path]] = defaultdict(list)
+    for clip in clips:
+        called[clip.path.name].append(clip.path)
+    told: dict[Path, list[_Line]] = {}
+    for name, paths in called.items():
+        nearest = {parts: max(_alike(path, parts) for path in paths) for parts, _ in lines[name]}
+        for path in paths:
+            told[path] = [line for line in lines[name] if _alike(path, line[0]) == nearest[line[0]]]
+    silent = [clip for clip in clips if not any(group for _, group in told[clip.path])]
     if silent:
         more = f", nor of {len(silent) - 1} more" if silent[1:] else ""
         raise SessionError(
             f"the groups do not tell which recording {silent[0].path} was cut from{more}: every clip needs a "
             "line, with a name of its own where it is a recording by itself"
         )
-    return [replace(clip, session=_told(clip.path, known[clip.path.name])) for clip in clips]
+    return [replace(clip, session=_session(clip.path, told[clip.path])) for clip in clips]
 
 
-def _told(path: Path, entries: Sequence[tuple[tuple[str, ...], str]]) -> str:
-    """The recording of the entry whose path ends most like the clip's."""
-    if len({group for _, group in entries}) == 1:
-        return entries[0][1]
+def _alike(path: Path, parts: Sequence[str]) -> int:
+    """How many parts, from the last, a clip's path and a line's have in common."""
     own = path.absolute().parts[::-1]
+    pairs = zip(own, parts[::-1], strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(own), len(parts)))
 
-    def alike(parts: tuple[str, ...]) -> int:
-        pairs = zip(own, parts[::-1], strict=False)
-        return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(own), len(parts)))
 
-    best = max(alike(parts) for parts, _ in entries)
-    found = {group for parts, group in entries if alike(parts) == best}
+def _session(path: Path, lines: Sequence[_Line]) -> str:
+    """The recording of the line that ends most like the clip's path."""
+    best = max(_alike(path, parts) for parts, _ in lines)
+    found = {group for parts, group in lines if _alike(path, parts) == best}
     if len(found) > 1 or "" in found:
         raise SessionError(
             f"the groups tell several recordings for files called {path.name} ({', '.join(sorted(found))}); name them "
