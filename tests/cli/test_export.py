@@ -155,4 +155,6 @@ def test_machines_are_told_apart_as_by_the_detector(
     assert said.code == 1
     assert "which machine is stray.wav? name one of fan, valve" in said.err
     assert offkey("score", folder, stray, "--machine", "fan", "--json").json["files"][0]["machine"] == "fan"
-    assert "does not know the machine 'pump'" in offkey("score", folder, stray, "--machine", "pump").err
+    unknown = offkey("score", folder, stray, "--machine", "pump")
+    assert unknown.code == 2
+    assert "does not know the machine 'pump'" in unknown.err

@@ -133,9 +133,10 @@ def test_json_stays_json_where_there_is_no_threshold(offkey: Callable[..., Any],
 def test_the_machine_can_be_named(offkey: Callable[..., Any], fitted: Callable[[str], Any], small_set: Path) -> None:
     model, clip = fitted("loudness").folder, next(small_set.glob("fan/test/*.wav"))
     assert offkey("score", model, clip, "--machine", "valve", "--json").json["files"][0]["machine"] == "valve"
-    said = offkey("score", model, clip, "--machine", "pump")
-    assert said.code == 1
-    assert "does not know the machine 'pump'; it knows fan, valve" in said.err
+    for command in ("score", "explain"):
+        said = offkey(command, model, clip, "--machine", "pump")
+        assert said.code == 2
+        assert "does not know the machine 'pump'; it knows fan, valve" in said.err
 
 
 def test_a_clip_of_no_known_machine_is_named_and_the_rest_done(

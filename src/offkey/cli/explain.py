@@ -33,6 +33,7 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Say when and where recordings depart from normal, and draw it. Unusable files are named (exit 1)."""
+    from offkey.data.machines import known_machine
     from offkey.detector import Detector
     from offkey.files import check_folder
 
@@ -40,6 +41,8 @@ def explain(
     if normal is not None and not normal.is_dir():
         raise OffkeyError(f"--normal: there is no folder {normal}")
     detector = Detector.load(model)
+    if machine is not None:
+        known_machine(machine, detector.machines)
     files = [file for path in clips for file in folder_or_file(path)]
     if not files:
         complain(f"no audio files in {', '.join(map(str, clips))}")

@@ -50,6 +50,7 @@ def score(
     ] = Engine.AUTO,
 ) -> int:
     """Judge recordings: score, p-value, alarm. One row a file in the order given; unusable files are named (exit 1)."""
+    from offkey.data.machines import known_machine
     from offkey.files import check_file, check_folder, write_whole
 
     wanted, every = asked_rate(false_alarms, clip_every)
@@ -58,6 +59,8 @@ def score(
     if explain is not None:
         check_folder(explain)
     detector = _load(model, engine, explain is not None)
+    if machine is not None:
+        known_machine(machine, detector.machines)
     if wanted is not None:
         detector = _with_rate(detector, wanted, every)
     files = [file for path in paths for file in folder_or_file(path)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from offkey.data.dcase import parse_name
 from offkey.types import ClipMeta, OffkeyError
 
-__all__ = ["UnknownMachine", "clip_meta", "machine_key", "machine_of", "which_machine"]
+__all__ = ["UnknownMachine", "clip_meta", "known_machine", "machine_key", "machine_of", "which_machine"]
 
 
 class UnknownMachine(OffkeyError):
@@ -43,18 +43,24 @@ def machine_of(key: str, section: str) -> str:
     return key.removesuffix(f"/{section}")
 
 
+def known_machine(named: str, machines: Iterable[str]) -> str:
+    """`named`, where it is one of `machines`; raises UnknownMachine, which tells them."""
+    machines = list(machines)
+    if named not in machines:
+        raise UnknownMachine(f"this detector does not know the machine {named!r}; it knows {', '.join(machines)}")
+    return named
+
+
 def which_machine(clip: ClipMeta, machines: Iterable[str], named: str | None = None) -> str:
     """The one of `machines` that a clip is judged as; raises UnknownMachine, which names them."""
     machines = list(machines)
-    known = ", ".join(machines)
     if named is not None:
-        if named not in machines:
-            raise UnknownMachine(f"this detector does not know the machine {named!r}; it knows {known}")
-        return named
+        return known_machine(named, machines)
     if len(machines) == 1:
         return machines[0]
     for name in (clip.machine, *(folder.name for folder in clip.path.parents)):
         key = machine_key(replace(clip, machine=name), machines)
         if key is not None:
             return key
+    known = ", ".join(machines)
     raise UnknownMachine(f"which machine is {clip.path.name}? name one of {known} (its folder, or --machine)")
