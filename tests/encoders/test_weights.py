@@ -487,10 +487,11 @@ def test_own_files_are_converted_once_and_by_content(folder: Path, official: Pat
         open_weights(official)
 
 
-def test_a_published_file_under_another_path_is_known_by_its_content(
-    tiny: Published, official: Path, folder: Path
-) -> None:
-    assert open_weights(official).path == folder / "Tiny.safetensors"
+def test_naming_a_published_file_does_not_put_it_at_hand(tiny: Published, official: Path, folder: Path) -> None:
+    assert open_weights(official).path == folder / "converted" / f"{tiny.sha256}.safetensors"
+    assert at_hand(tiny) is None  # or `auto` would choose otherwise after another system was given a path
+    take("tiny", official)
+    assert open_weights(official).path == folder / "Tiny.safetensors"  # one is enough
     same(open_weights("tiny").tensors, state())
 
 

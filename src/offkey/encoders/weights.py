@@ -231,9 +231,10 @@ def _open_own(path: Path) -> Checkpoint:
     if file_kind(path) == "safetensors":
         return _open_conversion(path, None) if _promise_of(path).is_file() else read_checkpoint(path)
     source = _sha256(path)
-    known = [entry for entry in CATALOG.values() if entry.sha256 == source]
-    name = known[0].conversion if known else f"converted/{source}.safetensors"
-    return _converted(path, source, weights_dir() / name)
+    own = weights_dir() / f"converted/{source}.safetensors"
+    fetched = (weights_dir() / entry.conversion for entry in CATALOG.values() if entry.sha256 == source)
+    # never made under a published name: naming a file once would put it at hand, and `auto` would choose otherwise
+    return _converted(path, source, next((there for there in fetched if there.is_file()), own))
 
 
 def _converted(original: Path, source: str, target: Path) -> Checkpoint:
